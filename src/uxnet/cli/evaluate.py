@@ -1,0 +1,163 @@
+"""`uxnet evaluate`: predictions against references, as a table, JSON and CSV."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+# What draws and computes is imported where it is used, so that `--help` answers at once.
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from uxnet.evaluation import Evaluation, Score, Summary
+    from uxnet.events import Event, Report
+
+EXAMPLES = """examples:
+  uxnet evaluate predictions/ labelsTs/ -o metrics.json
+  uxnet evaluate case_01.nii.gz labelsTs/case_01.nii.gz --tolerance-mm 2
+  uxnet evaluate predictions/ labelsTs/ --labels dataset.json --empty one -o metrics.json --csv rows.csv
+"""
+
+
+def evaluate(
+    predicted: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PRED")],
+    reference: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="REF")],
+    *,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None,
+    csv: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    labels: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    tolerance_mm: Annotated[float, tyro.conf.arg(metavar="MM")] = 1.0,
+    empty: Literal["skip", "one"] = "skip",
+) -> int:
+    """Compare predicted label maps with their references.
+
+    Prints, for each class and for the mean over classes, Dice, HD95 (the larger of the two directed 95th percentiles of the surface
+    distances, mm) and NSD (surface Dice at the tolerance), each with a 95 % bootstrap interval over cases; then the worst cases and
+    what failed. A class that is in the reference but not predicted scores Dice 0, NSD 0 and, as HD95, the image's diagonal.
+
+    The exit code is 0 if every reference was evaluated, else 1: a file that is missing, damaged or on another grid is named at the
+    end, and the rest goes on.
+
+    Args:
+        predicted: a predicted label map (.nii or .nii.gz), or a folder of them.
+        reference: its reference, or a folder of references. Two folders are matched by file name.
+            A reference without a prediction is a failure; a prediction without a reference is named and left out.
+        output: write everything to this JSON file, and one row a case and class to a CSV file of the same name beside it.
+        csv: write the CSV file here instead of beside the JSON file.
+        labels: a dataset.json (Medical Segmentation Decathlon or nnU-Net) that says what the values mean.
+            By default dataset.json in REF or the folder above, else labels.json in PRED, else classes are named by their values.
+        tolerance_mm: how far apart two surfaces may lie, in mm, and still agree in the NSD.
+        empty: what a class counts that is neither in the reference nor predicted: nothing (skip) or as perfect (one).
+            A class predicted where there is none gets Dice 0, NSD 0 and as HD95 nothing (skip) or the image's diagonal (one).
+    """
+    from rich.console import Console
+
+    from uxnet.errors import InputError
+    from uxnet.evaluation import evaluate_files, write_evaluation, write_evaluation_csv
+
+    csv = csv or (output.with_suffix(".csv") if output else None)
+    for path in filter(None, (output, csv)):
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; name a file to write, for example {path / 'metrics.json'}")
+    if output and output == csv:
+        raise InputError(f"{output}: the results are JSON, name them .json; the CSV file goes beside them")
+
+    with _reporting(Console(stderr=True)) as report:
+        evaluation = evaluate_files(predicted, reference, labels=labels, tolerance_mm=tolerance_mm, empty=empty, report=report)
+    if output:
+        write_evaluation(output, evaluation)
+    if csv:
+        write_evaluation_csv(csv, evaluation)
+    _print(Console(), evaluation, [path for path in (output, csv) if path])
+    return 1 if evaluation.failures else 0
+
+
+@contextlib.contextmanager
+def _reporting(console: Console) -> Iterator[Report]:
+    """A `report` that shows a bar while the block runs (where someone looks at a terminal) and prints notes and warnings."""
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from uxnet.events import Note, Progress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("evaluate", total=None)
+
+        def report(event: Event) -> None:
+            if isinstance(event, Progress):
+                bar.update(task, completed=event.done, total=event.total)
+            elif isinstance(event, Note):
+                console.print(escape(event.message), soft_wrap=True, highlight=False)
+            else:
+                console.print(f"[yellow]warning:[/] {escape(event.message)}", soft_wrap=True, highlight=False)
+
+        yield report
+
+
+def _print(console: Console, evaluation: Evaluation, written: list[Path]) -> None:
+    from rich.markup import escape
+
+    if evaluation.cases:
+        console.print(_table(evaluation, interval_below=console.width < 110))
+        console.print(f"[dim]{_legend(evaluation)}[/]", highlight=False)
+    worst = evaluation.worst() if len(evaluation.cases) > 1 else ()
+    if worst:
+        shown = ", ".join(f"{escape(case.name)} {case.mean('dice'):.3f}" for case in worst)
+        console.print(f"lowest mean Dice: {shown}", soft_wrap=True, highlight=False)
+    for failure in evaluation.failures:
+        console.print(f"[red]failed:[/] {escape(failure.name)}: {escape(failure.message)}", soft_wrap=True, highlight=False)
+    done, failed = len(evaluation.cases), len(evaluation.failures)
+    total = f"{done} of {done + failed} cases evaluated" + (f", {failed} failed (not in the means above)" if failed else "")
+    console.print(f"[{'red' if failed else 'green'}]{total}[/]", highlight=False)
+    for path in written:
+        console.print(f"written: {escape(str(path))}", soft_wrap=True, highlight=False)
+
+
+def _table(evaluation: Evaluation, interval_below: bool) -> Table:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
+    table.add_column("class", overflow="fold")
+    for name in ("Dice", "HD95 mm", f"NSD {evaluation.tolerance_mm:g} mm"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("n", "missed", "false\npos."):
+        table.add_column(name, justify="right", no_wrap=True)
+    gap = "\n" if interval_below else " "
+    for summary in evaluation.classes():
+        table.add_row(escape(summary.name), *_cells(summary, gap))
+    table.add_section()
+    table.add_row("mean", *_cells(evaluation.overall(), gap), style="bold")
+    return table
+
+
+def _cells(summary: Summary, gap: str) -> list[str]:
+    scores = [_cell(summary.dice, 3, gap), _cell(summary.hd95_mm, 2, gap), _cell(summary.nsd, 3, gap)]
+    return [*scores, str(summary.dice.n), str(summary.missed or "-"), str(summary.false_positives or "-")]
+
+
+def _cell(score: Score, digits: int, gap: str) -> str:
+    mean, low, high = score.interval
+    if mean is None:
+        return "-"
+    return f"{mean:.{digits}f}" + (f"{gap}({low:.{digits}f}-{high:.{digits}f})" if low is not None and high is not None else "")
+
+
+def _legend(evaluation: Evaluation) -> str:
+    absent = sum(summary.absent for summary in evaluation.classes())
+    counted = "nothing" if evaluation.empty == "skip" else "as perfect"
+    lines = ["mean (95 % bootstrap interval over cases); n: cases that count in Dice"]
+    if evaluation.overall().missed:
+        lines.append("a missed class counts the image's diagonal as its HD95")
+    if absent:
+        lines.append(f"in neither map: {absent} times, counts {counted}")
+    return "; ".join(lines)

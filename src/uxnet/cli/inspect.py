@@ -1,0 +1,185 @@
+"""`uxnet inspect`: what is wrong with a dataset, and its fingerprint."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+# What draws and computes is imported where it is used, so that `--help` answers at once.
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from uxnet.dataset.check import Inspection
+    from uxnet.dataset.fingerprint import Fingerprint, Spread
+    from uxnet.events import Event, Report
+
+EXAMPLES = """examples:
+  uxnet inspect Task04_Hippocampus/
+  uxnet inspect Task04_Hippocampus/ --workers 4 -o inspection.json
+  uxnet inspect scans/ --group-by '^(patient[0-9]+)'
+"""
+
+
+def inspect(
+    dataset: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")],
+    *,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None,
+    group_by: Annotated[str | None, tyro.conf.arg(metavar="PATTERN")] = None,
+    workers: Annotated[int, tyro.conf.arg(metavar="N")] = 1,
+) -> int:
+    """Check every case of a dataset, and print its problems and its fingerprint.
+
+    Errors, which training refuses: files that are missing or cannot be read, values that are not finite, images without label map
+    or the reverse, grids that differ, label values that are no whole numbers or no labels, images that are constant, another number
+    of channels. Warnings: label maps without foreground, the same image under two names, spacings far from the others', classes
+    that no case shows.
+
+    The fingerprint is the median and range over the cases of sizes, spacings, intensities and class volumes.
+
+    The exit code is 0 if there are no errors, else 1.
+
+    Args:
+        dataset: a folder in the layout of the Medical Segmentation Decathlon or of nnU-Net v2 (raw).
+            Without a dataset.json: one with the folders images and labels, whose files are matched by name.
+        output: write everything, each case's figures too, to this JSON file.
+        group_by: a regular expression that finds the person in a case's name (its first group, else the whole match).
+            By default subjects.json in DATASET says who is who, else each case is a person.
+        workers: processes that read cases; each holds one case in memory.
+    """
+    from rich.console import Console
+
+    from uxnet.dataset.check import check_dataset
+    from uxnet.dataset.manifest import read_dataset
+    from uxnet.errors import InputError
+    from uxnet.io import write_json
+
+    if output and output.is_dir():
+        raise InputError(f"{output}: is a folder; name a file to write, for example {output / 'inspection.json'}")
+    manifest = read_dataset(dataset, group_by=group_by)
+    with _reporting(Console(stderr=True)) as report:
+        inspection = check_dataset(manifest, workers=workers, report=report)
+    if output:
+        write_json(output, inspection.to_dict())
+    _print(Console(), inspection, output)
+    return 1 if inspection.errors else 0
+
+
+@contextlib.contextmanager
+def _reporting(console: Console) -> Iterator[Report]:
+    """A `report` that shows a bar while the block runs, where someone looks at a terminal, and prints notes and warnings."""
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from uxnet.events import Progress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading cases", total=None)
+
+        def report(event: Event) -> None:
+            if isinstance(event, Progress):
+                bar.update(task, completed=event.done, total=event.total)
+            else:
+                console.print(escape(event.message), soft_wrap=True, highlight=False)
+
+        yield report
+
+
+def _print(console: Console, inspection: Inspection, written: Path | None) -> None:
+    from rich.markup import escape
+
+    manifest, fingerprint = inspection.manifest, inspection.fingerprint
+    cases, persons = _plural(len(manifest.cases), "case"), _plural(len(manifest.persons), "person")
+    whose = f" of {persons}" if manifest.grouped_by == "person" else ""
+    head = f"{manifest.name}: {cases}{whose}, {_plural(len(manifest.labels.classes), 'class', 'classes')}, layout {manifest.layout}"
+    console.print(f"[bold]{escape(head)}[/]", soft_wrap=True, highlight=False)
+    if inspection.problems:
+        console.print(_problems(inspection))
+    if fingerprint.cases:
+        console.print(_fingerprint(fingerprint))
+    errors, warnings = len(inspection.errors), len(inspection.warnings)
+    colour = "red" if errors else "yellow" if warnings else "green"
+    total = f"{_plural(errors, 'error')}, {_plural(warnings, 'warning')} in {cases}"
+    hint = "; training refuses this dataset until the errors are gone" if errors else ""
+    console.print(f"[{colour}]{total}{hint}[/]", soft_wrap=True, highlight=False)
+    if written:
+        console.print(f"written: {escape(str(written))}", soft_wrap=True, highlight=False)
+
+
+def _problems(inspection: Inspection) -> Table:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from uxnet.dataset.check import relative
+
+    table = Table(title="problems", title_justify="left", box=box.SIMPLE_HEAD, header_style="bold")
+    table.add_column("case", overflow="fold")
+    table.add_column("", no_wrap=True)
+    table.add_column("what is wrong", overflow="fold", ratio=1)
+    for problem in inspection.problems:
+        colour = "red" if problem.severity == "error" else "yellow"
+        where = "" if problem.path is None else f" [dim]({escape(relative(problem.path, inspection.manifest.root))})[/]"
+        table.add_row(escape(problem.case or "all"), f"[{colour}]{problem.severity}[/]", escape(problem.message) + where)
+    return table
+
+
+def _fingerprint(fingerprint: Fingerprint) -> Table:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="fingerprint", title_justify="left", box=box.SIMPLE_HEAD, header_style="bold")
+    table.add_column("", overflow="fold")
+    for name in ("median", "least", "greatest", "cases"):
+        table.add_column(name, justify="right", no_wrap=True)
+    count = str(len(fingerprint.cases))
+    table.add_row("size, voxels", *_three(fingerprint.sizes_vox), count)
+    table.add_row("spacing, mm", *_three(fingerprint.spacings_mm), count)
+    for orientation, n in fingerprint.orientations.items():
+        table.add_row("orientation", orientation, "", "", str(n))
+    figures = {"p00_5": "0.5th percentile", "median": "median", "p99_5": "99.5th percentile", "mean": "mean", "std": "standard deviation"}
+    for foreground in (False, True):
+        for c, channel in enumerate(fingerprint.channel_names):
+            spreads = fingerprint.intensities(c, foreground=foreground)
+            entries = [case.foreground if foreground else case.intensities for case in fingerprint.cases]
+            seen = str(sum(c < len(entry) for entry in entries))
+            table.add_section()
+            if spreads:
+                table.add_row(f"[bold]{escape(channel)}, intensity in the {'foreground' if foreground else 'whole image'}[/]")
+            for figure, text in figures.items() if spreads else ():
+                table.add_row(f"  {text}", *_one(spreads[figure]), seen)
+    table.add_section()
+    table.add_row("[bold]volume of each class, ml, where it occurs[/]")
+    for name in fingerprint.classes:
+        volume = fingerprint.volume_ml(name)
+        table.add_row(f"  {escape(name)}", *(_one(volume) if volume else ("-", "-", "-")), str(fingerprint.cases_with(name)))
+    table.add_section()
+    table.add_row("digest", fingerprint.sha256[:12], "", "", count)
+    return table
+
+
+def _one(spread: Spread) -> tuple[str, str, str]:
+    return _figure(spread.median), _figure(spread.minimum), _figure(spread.maximum)
+
+
+def _three(spreads: tuple[Spread, ...]) -> tuple[str, str, str]:
+    """Axis by axis: the least size is that of each axis, not of one case."""
+    median, least, greatest = (" x ".join(column) for column in zip(*map(_one, spreads), strict=True))
+    return median, least, greatest
+
+
+def _figure(number: float) -> str:
+    size = abs(number)
+    return f"{number:.3g}" if size < 1000 and number != round(number) else f"{number:.0f}" if size < 1e7 else f"{number:.2e}"
+
+
+def _plural(n: int, one: str, many: str | None = None) -> str:
+    return f"{n} {one}" if n == 1 else f"{n} {many or one + 's'}"

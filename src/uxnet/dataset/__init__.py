@@ -1,0 +1,1 @@
+"""A folder of cases, from its files to what a network trains on."""

@@ -1,0 +1,281 @@
+"""Every case of a dataset, read once: what is wrong with it, and its facts (the fingerprint).
+
+Errors are what training refuses; warnings are what a person should look at.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uxnet.dataset.fingerprint import CaseFacts, Fingerprint, intensities_of
+from uxnet.dataset.manifest import Case, Manifest
+from uxnet.errors import DatasetError, VolumeError
+from uxnet.events import Progress, Report, silent
+from uxnet.io import read_image, read_labels
+from uxnet.jobs import work
+from uxnet.labels import Labels
+from uxnet.volume import Volume
+
+Severity = Literal["error", "warning"]
+
+# Beyond this factor from the dataset's median, a spacing is more often a wrong unit or a lost header than a different scanner.
+_UNUSUAL_SPACING = 5.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a case (`case` is empty where it is about the whole dataset); a sentence, without the path."""
+
+    case: str
+    path: Path | None
+    severity: Severity
+    message: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `check_dataset` found: problems in the order of the cases, and the facts of every case whose image can be read."""
+
+    manifest: Manifest
+    problems: tuple[Problem, ...]
+    fingerprint: Fingerprint
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems that training refuses."""
+        return tuple(p for p in self.problems if p.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """The problems that a person should look at."""
+        return tuple(p for p in self.problems if p.severity == "warning")
+
+    def class_presence(self) -> dict[str, frozenset[str]]:
+        """Case -> the classes (labels or regions) that its label map shows, for `folds.make_split`."""
+        return {facts.name: frozenset(c for c, n in facts.voxels.items() if n) for facts in self.fingerprint.cases}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values: the dataset, its problems (paths relative to its root), the summary and each case's facts."""
+        root = self.manifest.root
+        return {
+            "dataset": self.manifest.name,
+            "root": str(root),
+            "layout": self.manifest.layout,
+            "cases": len(self.manifest.cases),
+            "persons": len(self.manifest.persons),
+            "grouped_by": self.manifest.grouped_by,
+            "channel_names": list(self.manifest.channel_names),
+            "labels": self.manifest.labels.to_dict(),
+            "errors": len(self.errors),
+            "warnings": len(self.warnings),
+            "problems": [{**asdict(p), "path": None if p.path is None else relative(p.path, root)} for p in self.problems],
+            "fingerprint": self.fingerprint.to_dict(),
+        }
+
+
+def check_dataset(manifest: Manifest, *, workers: int = 1, report: Report = silent) -> Inspection:
+    """Reads every case and says what is wrong with it.
+
+    Errors: a file that is missing or cannot be read (with values that are not finite, or no affine), an image without a label map
+    or the reverse, label values that are no whole numbers or no labels, grids of image and label map that differ, an image that is
+    constant, another number of channels than the dataset's. Warnings: a label map without foreground, a constant channel beside
+    others that are not, the same image under two names, a spacing far from the others', a class that no case shows.
+
+    Args:
+        workers: processes to read with; 1 reads in this one. A process holds one case in memory at a time.
+        report: hears a Progress for each case.
+    """
+    check = functools.partial(check_case, labels=manifest.labels, channels=len(manifest.channel_names))
+    problems: list[Problem] = []
+    facts: list[CaseFacts] = []
+    for done, finished in enumerate(work(check, manifest.cases, workers), start=1):
+        found, fact = finished.result or ([Problem(finished.item.name, None, "error", str(finished.error))], None)
+        problems += found
+        facts += [] if fact is None else [fact]
+        report(Progress("reading cases", done, len(manifest.cases)))
+    facts.sort(key=lambda fact: fact.name)
+    fingerprint = Fingerprint(tuple(facts), manifest.labels.classes, manifest.channel_names)
+    problems += _twice(manifest, facts)
+    problems += _unusual_spacings(manifest, facts)
+    order = {case.name: n for n, case in enumerate(manifest.cases)}
+    problems.sort(key=lambda p: (order[p.case], p.severity))
+    return Inspection(manifest, (*problems, *_never_seen(manifest, facts)), fingerprint)
+
+
+def refuse_errors(inspection: Inspection) -> None:
+    """What training calls before it starts.
+
+    Raises:
+        DatasetError: if there are errors; the message names the first cases and what is wrong with each.
+    """
+    errors = inspection.errors
+    if errors:
+        shown = [f"  {p.case}: {p.message}" for p in errors[:10]]
+        more = [f"  and {len(errors) - 10} more"] if len(errors) > 10 else []
+        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+        root = inspection.manifest.root
+        raise DatasetError("\n".join([f"{root}: {count}; correct them, or take the cases out of the dataset", *shown, *more]))
+
+
+def check_case(case: Case, labels: Labels, channels: int) -> tuple[list[Problem], CaseFacts | None]:
+    """The problems of one case, and its facts if its image can be read."""
+    problems: list[Problem] = []
+
+    def note(path: Path | None, message: str, severity: Severity = "error") -> None:
+        problems.append(Problem(case.name, path, severity, message.removeprefix(f"{path}: ")))
+
+    image = label_map = None
+    if not case.images:
+        note(case.labels, "there is a label map but no image for it; add the image or remove the label map")
+    if case.labels is None:
+        note(case.images[0] if case.images else None, "there is an image but no label map for it; add it or remove the image")
+    try:
+        image = read_image(*case.images) if case.images else None
+    except VolumeError as error:
+        note(_named(error, case.images), str(error))
+    try:
+        label_map = read_labels(case.labels) if case.labels else None
+    except VolumeError as error:
+        note(case.labels, str(error))
+    if image is not None:
+        _check_image(image, case.images[0], channels, note)
+    counts: dict[int, int] = {}
+    if label_map is not None:
+        counts = _check_labels(label_map, case.labels, labels, note)
+    same = image is not None and label_map is not None and label_map.geometry.same_grid(image.geometry)
+    if image is not None and label_map is not None and not same:
+        note(case.labels, _grids_differ(image, label_map))
+    if image is None:
+        return problems, None
+    return problems, _facts(case, image, label_map, counts, labels, same_grid=same)
+
+
+def relative(path: Path, root: Path) -> str:
+    """A path as seen from the dataset's folder, where it lies inside."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _check_image(image: Volume, path: Path, channels: int, note: Callable[..., None]) -> None:
+    if image.channels != channels:
+        note(path, f"the image has {_plural(image.channels, 'channel')}, the dataset has {channels}; add or remove channels")
+    flat = [c for c in range(image.channels) if float(image.array[c].min()) == float(image.array[c].max())]
+    if len(flat) == image.channels:
+        note(path, f"every voxel of the image is {image.array.flat[0]:g}, so it shows nothing; export it again")
+    elif flat:
+        note(path, f"channel {', '.join(map(str, flat))} of the image is constant; is it missing?", "warning")
+
+
+def _check_labels(label_map: Volume, path: Path | None, labels: Labels, note: Callable[..., None]) -> dict[int, int]:
+    """Voxels of each value; notes values that are no labels and label maps without any."""
+    values, voxels = np.unique(label_map.array, return_counts=True)
+    counts = {int(v): int(n) for v, n in zip(values, voxels, strict=True)}
+    foreground = {label.value for label in labels.foreground}
+    known = foreground | {labels.background} | ({labels.ignore} if labels.ignore is not None else set())
+    unknown = sorted(set(counts) - known)
+    if unknown:
+        shown = ", ".join(map(str, unknown[:12])) + (f" and {len(unknown) - 12} more" if len(unknown) > 12 else "")
+        what = "the value {} is no label" if len(unknown) == 1 else "the values {} are no labels"
+        where = _plural(sum(counts[v] for v in unknown), "voxel")
+        known_shown = ", ".join(map(str, sorted(known)[:40])) + (", ..." if len(known) > 40 else "")
+        note(path, f"{what.format(shown)} ({where}); labels are {known_shown}")
+    if not foreground & set(counts):
+        note(path, "the label map has no foreground", "warning")
+    return counts
+
+
+def _grids_differ(image: Volume, label_map: Volume) -> str:
+    a, b = image.geometry, label_map.geometry
+    if a.shape != b.shape:
+        difference = f"the label map has {_times(b.shape)} voxels, the image {_times(a.shape)}"
+    elif not np.allclose(a.spacing_mm, b.spacing_mm, rtol=1e-3, atol=1e-3):
+        difference = f"the label map's spacing is {_times(b.spacing_mm)} mm, the image's {_times(a.spacing_mm)} mm"
+    elif a.orientation != b.orientation:
+        difference = f"the label map lies in {b.orientation}, the image in {a.orientation}"
+    else:
+        corners = np.array([(0, 0, 0), np.array(a.shape) - 1])
+        apart = float(np.linalg.norm(a.to_mm(corners) - b.to_mm(corners), axis=1).max())
+        difference = f"corners lie up to {apart:.3g} mm apart"
+    return f"the grids of label map and image differ: {difference}; resample the label map to the image, or correct the affines"
+
+
+def _facts(case: Case, image: Volume, label_map: Volume | None, counts: Mapping[int, int], labels: Labels, *, same_grid: bool) -> CaseFacts:
+    voxels: dict[str, int] = {}
+    millilitres = 0.0
+    if label_map is not None:
+        voxels = {name: sum(counts.get(v, 0) for v in labels.members(name)) for name in labels.classes}
+        millilitres = label_map.geometry.voxel_mm3 / 1000
+    foreground: tuple[Any, ...] = ()
+    if label_map is not None and same_grid:
+        inside = np.isin(label_map.array[0], [label.value for label in labels.foreground])
+        if inside.any():
+            foreground = tuple(intensities_of(channel[inside]) for channel in image.array)
+    return CaseFacts(
+        name=case.name,
+        shape=image.geometry.shape,
+        spacing_mm=image.geometry.spacing_mm,
+        orientation=image.geometry.orientation,
+        channels=image.channels,
+        intensities=tuple(intensities_of(channel) for channel in image.array),
+        foreground=foreground,
+        voxels=voxels,
+        volumes_ml={name: n * millilitres for name, n in voxels.items()},
+        image_sha256=_digest(image.array),
+        labels_sha256="" if label_map is None else _digest(label_map.array),
+    )
+
+
+def _twice(manifest: Manifest, facts: list[CaseFacts]) -> Iterator[Problem]:
+    first: dict[str, str] = {}
+    for fact in facts:
+        original = first.setdefault(fact.image_sha256, fact.name)
+        if original == fact.name:
+            continue
+        case = manifest.case(fact.name)
+        leak = "" if case.person == manifest.case(original).person else "; both in different folds would leak, so remove one"
+        yield Problem(fact.name, case.images[0], "warning", f"its image has the same voxels as that of case {original!r}{leak}")
+
+
+def _unusual_spacings(manifest: Manifest, facts: list[CaseFacts]) -> Iterator[Problem]:
+    # Sorted within a case: which axis is the coarse one depends on the orientation.
+    spacings = [sorted(fact.spacing_mm) for fact in facts]
+    usual = np.median(spacings, axis=0) if facts else np.ones(3)
+    for fact, spacing in zip(facts, spacings, strict=True):
+        if np.abs(np.log(np.array(spacing) / usual)).max() > np.log(_UNUSUAL_SPACING):
+            path = manifest.case(fact.name).images[0]
+            text = f"its spacing, {_times(fact.spacing_mm)} mm, is far from the dataset's median, {_times(usual)} mm; is the unit right?"
+            yield Problem(fact.name, path, "warning", text)
+
+
+def _never_seen(manifest: Manifest, facts: list[CaseFacts]) -> Iterator[Problem]:
+    seen = Counter(name for fact in facts for name, n in fact.voxels.items() if n)
+    for name in manifest.labels.classes:
+        if not seen[name]:
+            yield Problem("", None, "warning", f"no case shows the class {name!r}, so it cannot be learnt")
+
+
+def _named(error: VolumeError, paths: tuple[Path, ...]) -> Path:
+    """The one of several files that a message begins with."""
+    return next((path for path in paths if str(error).startswith(f"{path}: ")), paths[0])
+
+
+def _digest(array: NDArray[Any]) -> str:
+    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _times(numbers: Any) -> str:
+    return " x ".join(f"{n:g}" if isinstance(n, int) else f"{n:.4g}" for n in numbers)
+
+
+def _plural(n: int, word: str) -> str:
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"

@@ -1,0 +1,349 @@
+"""A folder of cases -> a Manifest: which files make up each case, what the labels mean, and who is who.
+
+Three layouts are known, told apart by `dataset.json`:
+
+    decathlon   dataset.json lists image and label files under "training" (Medical Segmentation Decathlon)
+    nnunet      dataset.json has "channel_names" and "file_ending"; imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz (nnU-Net v2, raw)
+    folders     no dataset.json: `images` or `imagesTr`, `labels` or `labelsTr`, matched by name
+
+Reading a manifest looks at names, not at voxels (but for `folders` without a labels.json, whose labels are the values that are
+found). What is wrong with single files is for `check.check_dataset` to say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uxnet.errors import DatasetError, LabelsError, VolumeError
+from uxnet.io import case_name, is_nifti, read_image, read_labels
+from uxnet.labels import Label, Labels, labels_from_dataset_json, labels_from_dict
+
+_CHANNEL_FILE = re.compile(r"(.+)_(\d{4})")
+_ENDINGS = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case: an image of one file (whose fourth axis may be channels) or one file a channel, with its label map.
+
+    `images` is empty where a label map has no image, `labels` None where an image has no label map; files may be missing on disk.
+    `person` is the case's own name where nothing says who is who.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    labels: Path | None
+    person: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A dataset: its cases by name, its labels and channels.
+
+    `layout` is "decathlon", "nnunet" or "folders"; `grouped_by` is "person" where subjects.json or a pattern says who is who,
+    else "case".
+    """
+
+    root: Path
+    name: str
+    layout: str
+    cases: tuple[Case, ...]
+    labels: Labels
+    channel_names: tuple[str, ...]
+    grouped_by: str = "case"
+    licence: str = ""
+    reference: str = ""
+
+    @property
+    def persons(self) -> tuple[str, ...]:
+        """Each person once, sorted."""
+        return tuple(sorted({case.person for case in self.cases}))
+
+    def case(self, name: str) -> Case:
+        """The case of that name.
+
+        Raises:
+            DatasetError: if there is none.
+        """
+        for case in self.cases:
+            if case.name == name:
+                return case
+        raise DatasetError(f"{self.root}: there is no case {name!r} among its {len(self.cases)} cases")
+
+
+def read_dataset(root: Path, *, group_by: str | None = None) -> Manifest:
+    """The manifest of a dataset's folder, its cases sorted by name.
+
+    Args:
+        root: the folder that holds dataset.json, or an images and a labels folder.
+        group_by: a regular expression that is searched in each case's name; its first group (the whole match where there is none)
+            is the person. It goes before subjects.json.
+
+    A `labels.json` in the folder ({"labels": {"liver": 1}} or the form of `Labels.to_dict`) goes before the labels of dataset.json.
+    A `subjects.json` ({case: person}, alone or under the key "subject") says which cases are of one person.
+
+    Raises:
+        DatasetError: if the folder's layout is not known, its JSON files are wrong, there are no cases, images or label maps, two
+            cases have one name, or it is not known of each case whose it is.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DatasetError(f"{root}: there is no such folder; name the folder that holds dataset.json, or images and labels")
+    description = root / "dataset.json"
+    data = _read_json(description) if description.is_file() else {}
+    if not description.is_file():
+        layout, found = "folders", _folder_cases(root)
+    elif _is_nnunet(root, data):
+        layout, found = "nnunet", _nnunet_cases(root, data)
+    elif "training" in data:
+        layout, found = "decathlon", _decathlon_cases(root, data)
+    else:
+        raise DatasetError(
+            f'{description}: it has neither a "training" list (Medical Segmentation Decathlon) nor "channel_names" and "file_ending" '
+            "(nnU-Net v2), so its layout is not known; add one, or remove the file to match images and labels by name"
+        )
+    where = description if data else root
+    _refuse_unusable(found, where)
+    cases, grouped_by = _with_persons(sorted(found, key=lambda case: case.name), root, group_by)
+    return Manifest(
+        root=root,
+        name=str(data.get("name") or data.get("dataset_name") or root.resolve().name),
+        layout=layout,
+        cases=cases,
+        labels=_labels(root, data, cases),
+        channel_names=_channel_names(where, data) or tuple(f"channel {c}" for c in range(_count_channels(cases))),
+        grouped_by=grouped_by,
+        licence=str(data.get("licence") or data.get("license") or ""),
+        reference=str(data.get("reference") or ""),
+    )
+
+
+def _decathlon_cases(root: Path, data: Mapping[str, Any]) -> list[Case]:
+    where, entries = root / "dataset.json", data["training"]
+    if not isinstance(entries, list):
+        raise DatasetError(f'{where}: "training" must be a list of {{"image": ..., "label": ...}}, not {type(entries).__name__}')
+    cases = []
+    for n, entry in enumerate(entries):
+        images = _listed(entry.get("image") if isinstance(entry, dict) else None, root)
+        labels = _listed(entry.get("label") if isinstance(entry, dict) else None, root)
+        if images is None or labels is None or len(labels) > 1 or not images + labels:
+            raise DatasetError(f'{where}: entry {n} of "training" is not of the form {{"image": "FILE", "label": "FILE"}}: {entry!r}')
+        first = (images + labels)[0]
+        # macOS leaves ._NAME beside NAME in archives, and some descriptions list them.
+        if first.name.startswith("."):
+            continue
+        channel = _CHANNEL_FILE.fullmatch(case_name(first)) if len(images) > 1 else None
+        name = channel[1] if channel else case_name(first)
+        cases.append(Case(name, images, labels[0] if labels else None, name))
+    return cases
+
+
+def _listed(value: Any, root: Path) -> tuple[Path, ...] | None:
+    """The paths under an entry's key: none, one or several; None if it is neither a path nor a list of paths."""
+    items = [] if value is None else value if isinstance(value, list) else [value]
+    return tuple(root / item for item in items) if all(isinstance(item, str) and item for item in items) else None
+
+
+def _is_nnunet(root: Path, data: Mapping[str, Any]) -> bool:
+    if "channel_names" not in data or "file_ending" not in data:
+        return False
+    # Converted datasets may keep the Decathlon's list beside nnU-Net's keys: then the files' names decide.
+    return "training" not in data or any((root / "imagesTr").glob(f"*_0000{data['file_ending']}"))
+
+
+def _nnunet_cases(root: Path, data: Mapping[str, Any]) -> list[Case]:
+    where, ending, table = root / "dataset.json", data["file_ending"], data.get("dataset")
+    if ending not in _ENDINGS:
+        raise DatasetError(f'{where}: "file_ending" is {ending!r}, but only .nii.gz and .nii can be read; convert the files')
+    if table is not None:
+        return _explicit_cases(root, table)
+    channels = len(_channel_names(where, data))
+    highest: dict[str, int] = {}
+    for path in _niftis(root / "imagesTr"):
+        match = _CHANNEL_FILE.fullmatch(case_name(path))
+        if match is None or not path.name.endswith(ending):
+            raise DatasetError(f"{path}: in nnU-Net's layout an image is named CASE_0000{ending}, a channel a file; rename it")
+        highest[match[1]] = max(highest.get(match[1], 0), int(match[2]))
+    names = {*highest, *(case_name(path) for path in _niftis(root / "labelsTr"))}
+    # Expected names rather than found ones, so that a missing channel or label map is reported by its name.
+    return [
+        Case(
+            name,
+            tuple(root / "imagesTr" / f"{name}_{c:04d}{ending}" for c in range(max(channels, highest.get(name, 0) + 1))),
+            root / "labelsTr" / f"{name}{ending}",
+            name,
+        )
+        for name in names
+    ]
+
+
+def _explicit_cases(root: Path, table: Any) -> list[Case]:
+    where, cases = root / "dataset.json", []
+    if not isinstance(table, dict):
+        raise DatasetError(f'{where}: "dataset" must be a table of cases, not {type(table).__name__}')
+    for name, entry in table.items():
+        images = _listed(entry.get("images") if isinstance(entry, dict) else None, root)
+        labels = _listed(entry.get("label") if isinstance(entry, dict) else None, root)
+        if not images or not labels or len(labels) > 1:
+            raise DatasetError(f'{where}: case {name!r} of "dataset" is not of the form {{"images": ["FILE", ...], "label": "FILE"}}')
+        cases.append(Case(str(name), images, labels[0], str(name)))
+    return cases
+
+
+def _folder_cases(root: Path) -> list[Case]:
+    images = next((root / name for name in ("images", "imagesTr") if (root / name).is_dir()), None)
+    labels = next((root / name for name in ("labels", "labelsTr") if (root / name).is_dir()), None)
+    if images is None or labels is None:
+        lacks = "image folder (images or imagesTr)" if images is None else "label folder (labels or labelsTr)"
+        raise DatasetError(f"{root}: it has no dataset.json and no {lacks}, so there are no pairs of image and label map to find")
+    label_of: dict[str, Path] = {}
+    for path in _niftis(labels):
+        if case_name(path) in label_of:
+            raise DatasetError(f"{path}: {label_of[case_name(path)].name} is a label map for the same case; remove one of them")
+        label_of[case_name(path)] = path
+    files: dict[str, dict[int, Path]] = {}
+    for path in _niftis(images):
+        name, channel = case_name(path), 0
+        match = _CHANNEL_FILE.fullmatch(name)
+        # Four digits are a channel only where the label map goes without them: "scan_0042" may be a name of its own.
+        if match and match[1] in label_of and name not in label_of:
+            name, channel = match[1], int(match[2])
+        if channel in files.setdefault(name, {}):
+            raise DatasetError(f"{path}: {files[name][channel].name} is an image of the same case {name!r}; remove one of them")
+        files[name][channel] = path
+    if files and label_of and not set(files) & set(label_of):
+        raise DatasetError(
+            f"{root}: no label map has the name of an image (the first of each: {min(files)!r} and {min(label_of)!r}); "
+            "give both the same name, or list the pairs in a dataset.json"
+        )
+    return [
+        Case(name, tuple(path for _, path in sorted(files.get(name, {}).items())), label_of.get(name), name) for name in {*files, *label_of}
+    ]
+
+
+def _niftis(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if is_nifti(path)) if folder.is_dir() else []
+
+
+def _refuse_unusable(cases: list[Case], where: Path) -> None:
+    if not cases:
+        raise DatasetError(f"{where}: there are no cases; expected .nii or .nii.gz images with label maps")
+    if not any(case.images for case in cases):
+        raise DatasetError(f"{where}: its {len(cases)} cases have label maps but no images, and both are needed; add the images")
+    if not any(case.labels for case in cases):
+        raise DatasetError(f"{where}: its {len(cases)} cases have images but no label maps, and both are needed; add the label maps")
+    twice = sorted(name for name, n in Counter(case.name for case in cases).items() if n > 1)
+    if twice:
+        raise DatasetError(f"{where}: {some(twice)} occur more than once; each case needs a name of its own")
+    # Names become the names of files in caches and results.
+    unsafe = sorted(case.name for case in cases if case.name != Path(case.name).name or case.name.startswith("."))
+    if unsafe:
+        raise DatasetError(f"{where}: {some(unsafe)} cannot be file names; rename the cases")
+
+
+def _with_persons(cases: list[Case], root: Path, group_by: str | None) -> tuple[tuple[Case, ...], str]:
+    subjects = root / "subjects.json"
+    if group_by is not None:
+        persons = _persons_by_pattern(cases, root, group_by)
+    elif subjects.is_file():
+        persons = _persons_by_table(cases, subjects)
+    else:
+        return tuple(cases), "case"
+    return tuple(replace(case, person=persons[case.name]) for case in cases), "person"
+
+
+def _persons_by_pattern(cases: list[Case], root: Path, group_by: str) -> dict[str, str]:
+    try:
+        pattern = re.compile(group_by)
+    except re.error as error:
+        raise DatasetError(f"{root}: the pattern {group_by!r} for persons is no regular expression ({error})") from error
+    matches = {case.name: pattern.search(case.name) for case in cases}
+    # An optional group may match nothing, and an empty name is nobody.
+    persons = {name: (m[1] if pattern.groups else m[0]) for name, m in matches.items() if m}
+    without = [case.name for case in cases if not persons.get(case.name)]
+    if without:
+        raise DatasetError(f"{root}: the pattern {group_by!r} finds no person in {some(without)}; change the pattern")
+    return persons
+
+
+def _persons_by_table(cases: list[Case], path: Path) -> dict[str, str]:
+    data = _read_json(path)
+    table = data["subject"] if isinstance(data.get("subject"), dict) else data
+    without = [case.name for case in cases if not isinstance(table.get(case.name), str | int)]
+    if without:
+        raise DatasetError(f"{path}: it names no person for {some(without)}; add them as text or whole numbers")
+    return {case.name: str(table[case.name]) for case in cases}
+
+
+def _labels(root: Path, data: Mapping[str, Any], cases: tuple[Case, ...]) -> Labels:
+    own = root / "labels.json"
+    where = own if own.is_file() else root / "dataset.json"
+    try:
+        if own.is_file():
+            given = _read_json(own)
+            return labels_from_dataset_json(given) if "labels" in given else labels_from_dict(given)
+        if data:
+            return labels_from_dataset_json(data)
+    except LabelsError as error:
+        raise DatasetError(f"{where}: {error}") from error
+    values: set[int] = set()
+    for case in cases:
+        if case.labels is not None:
+            # Damaged files are for the check to report.
+            with contextlib.suppress(VolumeError):
+                values |= {int(v) for v in np.unique(read_labels(case.labels).array)}
+    values -= {0}
+    if not values:
+        raise DatasetError(f"{root}: no label map can be read and has values other than 0, so there are no labels to learn")
+    return Labels(tuple(Label(f"label {v}", v) for v in sorted(values)))
+
+
+def _channel_names(where: Path, data: Mapping[str, Any]) -> tuple[str, ...]:
+    """From nnU-Net's "channel_names" or the Decathlon's "modality"; none where neither is there."""
+    key = "channel_names" if "channel_names" in data else "modality"
+    table = data.get(key) or {}
+    if isinstance(table, list):
+        table = dict(enumerate(table))
+    try:
+        named = {int(c): str(name) for c, name in table.items()}
+    except (AttributeError, ValueError) as error:
+        raise DatasetError(f'{where}: "{key}" must be a table from channel numbers to names, such as {{"0": "CT"}}') from error
+    if sorted(named) != list(range(len(named))):
+        raise DatasetError(f'{where}: "{key}" must count the channels 0, 1, 2, ... without gaps, not {sorted(named)}')
+    return tuple(named[c] for c in range(len(named)))
+
+
+def _count_channels(cases: tuple[Case, ...]) -> int:
+    """What most cases have; one-file cases are judged by the first that can be read."""
+    usual = Counter(len(case.images) for case in cases if case.images).most_common(1)[0][0]
+    for case in cases if usual == 1 else ():
+        if len(case.images) == 1:
+            with contextlib.suppress(VolumeError):
+                return read_image(*case.images).channels
+    return usual
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: cannot be read as JSON ({error}); correct the file") from error
+    if not isinstance(data, dict):
+        raise DatasetError(f"{path}: a JSON object {{...}} was expected, not {type(data).__name__}")
+    return data
+
+
+def some(names: Iterable[str], most: int = 8) -> str:
+    """Names for a message: "case a", "the cases a, b and 12 more"."""
+    items = list(names)
+    text = ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+    return f"case {text}" if len(items) == 1 else f"the cases {text}"

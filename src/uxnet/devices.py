@@ -1,0 +1,60 @@
+"""Which device and which precision, for training and inference alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from uxnet.errors import DeviceError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        DeviceError: if this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"{name!r} is no device; write auto, cpu, cuda, cuda:N or mps") from error
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise DeviceError(f"the device {name} was asked for, this machine has {count} CUDA devices; use --device auto or cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("the device mps was asked for, this machine has none; use --device auto or cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"the device {name} is not supported; write auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """"auto" becomes "bfloat16" where the device computes in it (then it is faster), else "float32"; other names stay.
+
+    Raises:
+        DeviceError: if float16 is asked for on a CPU, which would be slow and overflow.
+    """
+    if name == "float16" and device.type == "cpu":
+        raise DeviceError("float16 is not supported on CPUs; use bfloat16, float32 or auto")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if device.type == "cpu" and cpu_computes_bfloat16() else "float32"
+
+
+def cpu_computes_bfloat16() -> bool:
+    """Whether the processor has bfloat16 instructions (AVX-512 BF16, AMX); without them bfloat16 is emulated and slower."""
+    try:
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    except AttributeError:  # a torch that does not tell
+        return False
+
+
+def in_fast_memory(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with its weights in the memory layout in which the device convolves fastest: channels last, but for MPS."""
+    if device.type == "mps":
+        return network
+    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]  # torch does not annotate it

@@ -1,0 +1,62 @@
+"""Every error that uxnet raises on purpose.
+
+    UxnetError
+    |-- InputError           a file or folder that someone handed over; names it
+    |   |-- VolumeError      an image or label map that cannot be read, written or trusted
+    |   |-- DatasetError     a dataset whose cases or description do not fit
+    |   `-- ModelError       a model file that is damaged, of another version, or does not fit the input
+    |-- LabelsError          a set of labels that contradicts itself, or values outside it
+    |-- RecipeError          a recipe with a wrong key or value; names the key
+    |-- DeviceError          a device or precision that this machine does not have
+    |-- TrainingError        a run that cannot go on; says at which step and why
+    |   `-- CheckpointError  a checkpoint that is missing, damaged or of another run
+    `-- Cancelled            someone asked to stop
+
+Each message is a sentence that says what is wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class UxnetError(Exception):
+    """The root of all errors that uxnet raises on purpose."""
+
+
+class InputError(UxnetError):
+    """A file or folder that someone handed over cannot be used."""
+
+
+class VolumeError(InputError):
+    """An image or label map cannot be read, written or trusted."""
+
+
+class DatasetError(InputError):
+    """A dataset's cases or its description do not fit."""
+
+
+class ModelError(InputError):
+    """A model file is damaged, of another version, or does not fit the input."""
+
+
+class LabelsError(UxnetError):
+    """A set of labels contradicts itself, or a label map holds values outside it."""
+
+
+class RecipeError(UxnetError):
+    """A recipe has a wrong key or value; the message names the key."""
+
+
+class DeviceError(UxnetError):
+    """A device or precision was asked for that this machine does not have."""
+
+
+class TrainingError(UxnetError):
+    """A training run cannot go on; the message says at which step and why."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint is missing, damaged or of another run."""
+
+
+class Cancelled(UxnetError):
+    """Someone asked to stop; raised out of a `report` call."""

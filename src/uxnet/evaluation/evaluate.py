@@ -1,0 +1,252 @@
+"""A cohort of predictions against its references: every case, every class, and what the whole says."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from uxnet.errors import InputError, UxnetError
+from uxnet.evaluation.metrics import METRICS, ClassMetrics, Empty, Outcome, case_metrics, check_settings
+from uxnet.evaluation.pairs import Failure, Pair, find_labels_file, find_pairs, labels_from_values, read_labels_file
+from uxnet.evaluation.statistics import Interval, bootstrap_mean
+from uxnet.events import Note, Progress, Report, Warn, silent
+from uxnet.io import atomic, read_labels, write_json
+from uxnet.labels import Labels
+
+CONFIDENCE, RESAMPLES, SEED = 0.95, 2000, 0
+
+
+@dataclass(frozen=True)
+class CaseMetrics:
+    """One evaluated case."""
+
+    name: str
+    predicted: Path
+    reference: Path
+    classes: tuple[ClassMetrics, ...]
+
+    def mean(self, metric: str) -> float | None:
+        """The mean of "dice", "hd95_mm" or "nsd" over the classes that count; None where none does."""
+        return _mean(getattr(c, metric) for c in self.classes)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric over the cases that count: mean, confidence interval, and how many they are."""
+
+    interval: Interval
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"mean": self.interval.mean, "low": self.interval.low, "high": self.interval.high, "n": self.n}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One class (or the mean over classes) over all evaluated cases. The counts of the mean are sums over classes."""
+
+    name: str
+    dice: Score
+    hd95_mm: Score
+    nsd: Score
+    found: int
+    missed: int
+    false_positives: int
+    absent: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values, without the name."""
+        scores = {metric: getattr(self, metric).to_dict() for metric in METRICS}
+        counts = {"found": self.found, "missed": self.missed, "false_positives": self.false_positives, "absent": self.absent}
+        return scores | counts
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate_pairs` found.
+
+    Args:
+        labels: whose classes were scored; `labels_from` says where they came from.
+        cases: the cases that could be evaluated.
+        failures: those that could not, or had no prediction; no mean includes them.
+        unused: predictions without a reference.
+    """
+
+    labels: Labels
+    tolerance_mm: float
+    empty: Empty
+    cases: tuple[CaseMetrics, ...]
+    failures: tuple[Failure, ...] = ()
+    unused: tuple[Path, ...] = ()
+    labels_from: str = "given"
+
+    def classes(self) -> tuple[Summary, ...]:
+        """One summary a class, in the labels' order."""
+        columns = zip(*(case.classes for case in self.cases), strict=True) if self.cases else ((),) * len(self.labels.classes)
+        return tuple(
+            _summary(name, column, {m: [getattr(c, m) for c in column] for m in METRICS})
+            for name, column in zip(self.labels.classes, columns, strict=True)
+        )
+
+    def overall(self) -> Summary:
+        """The mean over classes: first within each case, over its classes that count, then over cases."""
+        everything = [c for case in self.cases for c in case.classes]
+        return _summary("mean", everything, {m: [case.mean(m) for case in self.cases] for m in METRICS})
+
+    def worst(self, n: int = 3) -> tuple[CaseMetrics, ...]:
+        """The cases of lowest mean Dice, lowest first."""
+        scored = [(dice, case.name, case) for case in self.cases if (dice := case.mean("dice")) is not None]
+        return tuple(case for _, _, case in sorted(scored, key=lambda x: x[:2])[:n])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; None where something does not count."""
+        return {
+            "settings": {
+                "tolerance_mm": self.tolerance_mm,
+                "empty": self.empty,
+                "confidence": CONFIDENCE,
+                "resamples": RESAMPLES,
+                "seed": SEED,
+            },
+            "labels": self.labels.to_dict(),
+            "labels_from": self.labels_from,
+            "n_cases": len(self.cases),
+            "n_failures": len(self.failures),
+            "mean": self.overall().to_dict(),
+            "classes": {s.name: s.to_dict() for s in self.classes()},
+            "cases": [_case_dict(case) for case in self.cases],
+            "failures": [{"case": f.name, "message": f.message} for f in self.failures],
+            "predictions_without_reference": [str(path) for path in self.unused],
+        }
+
+
+def evaluate_pairs(
+    pairs: Sequence[Pair], labels: Labels, *, tolerance_mm: float = 1.0, empty: Empty = "skip", report: Report = silent
+) -> Evaluation:
+    """Evaluates (case name, prediction, reference) one by one. A case that cannot be is among the failures; the rest goes on.
+
+    Raises:
+        RecipeError: if the tolerance is negative or not finite, or `empty` is neither "skip" nor "one".
+        Cancelled: if `report` says so.
+    """
+    check_settings(tolerance_mm, empty)
+    cases, failures = [], []
+    for done, (name, predicted, reference) in enumerate(pairs, 1):
+        try:
+            maps = (read_labels(predicted), read_labels(reference))
+            case = CaseMetrics(name, predicted, reference, case_metrics(*maps, labels, tolerance_mm=tolerance_mm, empty=empty))
+            cases.append(case)
+            dice = case.mean("dice")
+            values: dict[str, float | int | str] = {} if dice is None else {"dice": dice}
+        except UxnetError as error:
+            failures.append(Failure(name, str(error)))
+            values = {"failed": name}
+        except MemoryError:
+            failures.append(Failure(name, f"{predicted}: there is not enough memory to evaluate this case"))
+            values = {"failed": name}
+        report(Progress("evaluate", done, len(pairs), values))
+    return Evaluation(labels, tolerance_mm, empty, tuple(cases), tuple(failures))
+
+
+def evaluate_files(
+    predicted: Path,
+    reference: Path,
+    *,
+    labels: Path | None = None,
+    tolerance_mm: float = 1.0,
+    empty: Empty = "skip",
+    report: Report = silent,
+) -> Evaluation:
+    """Finds pairs and labels, then evaluates: what `uxnet evaluate` does. A reference without a prediction is a failure.
+
+    Args:
+        predicted: a label map or a folder of them.
+        reference: the same; cases are matched by name.
+        labels: the file that says what values mean; by default `find_labels_file`, and where there is none, the references' values.
+
+    Raises:
+        InputError, LabelsError, RecipeError: as `find_pairs`, `read_labels_file`, `labels_from_values`, `evaluate_pairs`.
+    """
+    check_settings(tolerance_mm, empty)
+    found = find_pairs(predicted, reference)
+    file = labels or find_labels_file(predicted, reference)
+    if file:
+        names, source = read_labels_file(file), str(file)
+        report(Note(f"labels: {len(names.classes)} classes from {file}"))
+    else:
+        names, source = labels_from_values(path for _, _, path in found.pairs), "the values in the references"
+        report(Note("labels: no dataset.json was found, so the classes are named after the values in the references"))
+    if predicted.resolve() == reference.resolve():
+        report(Warn(f"{predicted}: predictions and references are the same files, so every score is perfect; check the two paths"))
+    for path in found.unused:
+        report(Warn(f"{path}: there is no reference for this prediction; it does not count"))
+    result = evaluate_pairs(found.pairs, names, tolerance_mm=tolerance_mm, empty=empty, report=report)
+    failures = sorted((*found.failures, *result.failures), key=lambda f: f.name)
+    return replace(result, failures=tuple(failures), unused=found.unused, labels_from=source)
+
+
+def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Everything, as JSON.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    try:
+        write_json(path, evaluation.to_dict())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def write_evaluation_csv(path: Path, evaluation: Evaluation) -> None:
+    """One row a case and class; a cell is empty where nothing counts. A failed case has one row, so that it is not overlooked.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    try:
+        with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("case", "class", *METRICS, "predicted_ml", "reference_ml", "outcome"))
+            for case in evaluation.cases:
+                for c in case.classes:
+                    numbers = (c.dice, c.hd95_mm, c.nsd, c.predicted_ml, c.reference_ml)
+                    writer.writerow((case.name, c.name, *("" if x is None else x for x in numbers), c.outcome.value))
+            writer.writerows((failure.name, "", "", "", "", "", "", "failed") for failure in evaluation.failures)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _summary(name: str, scored: Iterable[ClassMetrics], values: dict[str, list[float | None]]) -> Summary:
+    outcomes = [c.outcome for c in scored]
+    dice, hd95_mm, nsd = (
+        Score(
+            bootstrap_mean(values[m], seed=SEED, resamples=RESAMPLES, confidence=CONFIDENCE),
+            sum(v is not None for v in values[m]),
+        )
+        for m in METRICS
+    )
+    counts = [outcomes.count(o) for o in (Outcome.FOUND, Outcome.MISSED, Outcome.FALSE_POSITIVE, Outcome.ABSENT)]
+    return Summary(name, dice, hd95_mm, nsd, *counts)
+
+
+def _case_dict(case: CaseMetrics) -> dict[str, Any]:
+    return {
+        "case": case.name,
+        "predicted": str(case.predicted),
+        "reference": str(case.reference),
+        "mean": {metric: case.mean(metric) for metric in METRICS},
+        "classes": {
+            c.name: {m: getattr(c, m) for m in METRICS}
+            | {"predicted_ml": c.predicted_ml, "reference_ml": c.reference_ml, "outcome": c.outcome.value}
+            for c in case.classes
+        },
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    counted = [v for v in values if v is not None]
+    return sum(counted) / len(counted) if counted else None

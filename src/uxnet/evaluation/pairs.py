@@ -1,0 +1,132 @@
+"""Which prediction belongs to which reference, and what their values mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from uxnet.errors import DatasetError, InputError, LabelsError
+from uxnet.io import case_name, is_nifti, read_labels
+from uxnet.labels import Label, Labels, labels_from_dataset_json, labels_from_dict
+
+Pair = tuple[str, Path, Path]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that could not be evaluated, and why."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What `find_pairs` found.
+
+    Args:
+        pairs: (case name, prediction, reference), by name.
+        failures: references without a prediction, and names that two files lay claim to.
+        unused: predictions without a reference.
+    """
+
+    pairs: tuple[Pair, ...]
+    failures: tuple[Failure, ...] = ()
+    unused: tuple[Path, ...] = ()
+
+
+def find_pairs(predicted: Path, reference: Path) -> Pairs:
+    """Matches predictions with references by case name (the file's name without .nii or .nii.gz).
+
+    Two folders: every reference needs its prediction. Two files: they are a pair, whatever their names. A file and a folder: that
+    case alone.
+
+    Raises:
+        InputError: if a path does not exist, or there is no NIfTI file in it, or no file of the wanted name.
+    """
+    for path in (predicted, reference):
+        if not path.exists():
+            raise InputError(f"{path}: there is no such file or folder")
+    if predicted.is_file() and reference.is_file():
+        return Pairs(((case_name(reference), predicted, reference),))
+    predictions, references = _by_name(predicted), _by_name(reference)
+    wanted = sorted(predictions if predicted.is_file() else references)
+    for single, others, folder in ((predicted, references, reference), (reference, predictions, predicted)):
+        if single.is_file() and case_name(single) not in others:
+            raise InputError(f"{folder}: it has no file of the name {case_name(single)} (.nii.gz or .nii) to go with {single}")
+    pairs, failures = [], []
+    for name in wanted:
+        here, there = predictions.get(name, []), references[name]
+        if not here:
+            failures.append(Failure(name, f"{there[0]}: there is no prediction for this reference in {predicted}"))
+        elif len(here) > 1 or len(there) > 1:
+            several = here if len(here) > 1 else there
+            failures.append(Failure(name, f"{' and '.join(map(str, several))} are the same case by name; keep one of them"))
+        else:
+            pairs.append((name, here[0], there[0]))
+    lone = [] if reference.is_file() else [p for name in sorted(predictions.keys() - references.keys()) for p in predictions[name]]
+    return Pairs(tuple(pairs), tuple(failures), tuple(lone))
+
+
+def read_labels_file(path: Path) -> Labels:
+    """The labels in a `dataset.json` (the Decathlon's or nnU-Net's form) or in a JSON file of `Labels.to_dict`.
+
+    Raises:
+        DatasetError: if the file is missing or no JSON table.
+        LabelsError: if it holds no valid labels.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}); give a dataset.json that exists") from error
+    except ValueError as error:
+        raise DatasetError(f"{path}: is no valid JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise DatasetError(f"{path}: holds no JSON table; a dataset.json with its labels was expected")
+    try:
+        return labels_from_dict(data) if "foreground" in data else labels_from_dataset_json(data)
+    except LabelsError as error:
+        raise LabelsError(f"{path}: {error}") from error
+
+
+def find_labels_file(predicted: Path, reference: Path) -> Path | None:
+    """The file that says what the values mean: `dataset.json` in the references' folder or the one above, else `labels.json` in
+    the predictions' folder, else None."""
+    references = _folder(reference)
+    places = (references / "dataset.json", references.parent / "dataset.json", _folder(predicted) / "labels.json")
+    return next((place for place in places if place.is_file()), None)
+
+
+def labels_from_values(references: Iterable[Path]) -> Labels:
+    """Labels made of the values in the references, "label 1", "label 2", ...; files that cannot be read have no say.
+
+    Raises:
+        LabelsError: if they show nothing but background (0).
+    """
+    values: set[int] = set()
+    for path in references:
+        try:
+            values.update(int(v) for v in np.unique(read_labels(path).array))
+        except InputError:
+            continue  # Its own evaluation will fail and say why.
+    if not values - {0}:
+        raise LabelsError("the references show no label but the background, so there is nothing to evaluate; give the labels' file")
+    return Labels(tuple(Label(f"label {v}", v) for v in sorted(values - {0})))
+
+
+def _by_name(path: Path) -> dict[str, list[Path]]:
+    files: Sequence[Path] = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and is_nifti(p))
+    if not files:
+        raise InputError(f"{path}: there is no NIfTI file (.nii.gz or .nii) in this folder")
+    named: dict[str, list[Path]] = {}
+    for file in files:
+        named.setdefault(case_name(file), []).append(file)
+    return named
+
+
+def _folder(path: Path) -> Path:
+    return (path if path.is_dir() else path.parent).resolve()

@@ -1,0 +1,45 @@
+"""Means over cases and how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+# Resamples are drawn in blocks of about this many numbers, so that thousands of cases need no gigabytes.
+_BLOCK = 1_000_000
+
+
+class Interval(NamedTuple):
+    """A mean and its confidence interval; None where there is too little to say."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+def bootstrap_mean(values: Iterable[float | None], *, seed: int = 0, resamples: int = 2000, confidence: float = 0.95) -> Interval:
+    """The mean over cases, with the percentile bootstrap's confidence interval (Efron and Tibshirani 1993, chapter 13).
+
+    Args:
+        values: one a case; None does not count.
+        seed: the same values and seed give the same interval.
+        resamples: how often cases are drawn anew, with replacement.
+        confidence: the share of resampled means that the interval holds.
+
+    Returns:
+        (mean, low, high). One case has a mean and no interval; none has neither.
+    """
+    counted = np.array([v for v in values if v is not None], dtype=np.float64)
+    n = counted.size
+    if n == 0:
+        return Interval(None, None, None)
+    mean = float(counted.mean())
+    if n == 1:
+        return Interval(mean, None, None)
+    rng = np.random.default_rng(seed)
+    rows = max(1, _BLOCK // n)
+    blocks = [counted[rng.integers(0, n, size=(min(rows, resamples - done), n))].mean(axis=1) for done in range(0, resamples, rows)]
+    low, high = np.quantile(np.concatenate(blocks), ((1 - confidence) / 2, (1 + confidence) / 2))
+    return Interval(mean, float(low), float(high))

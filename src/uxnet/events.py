@@ -1,0 +1,42 @@
+"""What library code tells while it works. It calls `report(event)`; the command line and the server render, tests collect.
+
+There is no global state: whoever wants to hear passes a `report`. To cancel, `report` raises `errors.Cancelled`; work stops at that
+point and leaves everything that it had finished in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step of a counted task: `done` of `total`, with figures to show beside it (losses, scores, times)."""
+
+    task: str
+    done: int
+    total: int
+    values: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something worth a line, once."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Warn:
+    """Something that went on but deserves attention; a sentence that says what and what to do."""
+
+    message: str
+
+
+Event = Progress | Note | Warn
+Report = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """The `report` of those who do not want to hear."""

@@ -1,0 +1,1 @@
+"""Experiments: what is put together from all the other rooms. Cross-validation, baselines, the demo."""

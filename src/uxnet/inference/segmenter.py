@@ -1,0 +1,77 @@
+"""A model, loaded and ready to segment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from uxnet.errors import ModelError
+from uxnet.events import Report, silent
+from uxnet.inference.segment import segment
+from uxnet.inference.stitch import Engine
+from uxnet.io import read_image
+from uxnet.labels import Labels
+from uxnet.model import Model, read_model, read_weights
+from uxnet.volume import Volume
+
+
+class Segmenter:
+    """A model with the engine that computes it."""
+
+    def __init__(self, model: Model, engine: Engine) -> None:
+        self.model = model
+        self.engine = engine
+
+    @property
+    def labels(self) -> Labels:
+        """What the integers of its label maps mean."""
+        return self.model.labels
+
+    def segment(self, scan: str | Path | Sequence[str | Path] | Volume, report: Report = silent) -> Volume:
+        """The label map of a scan, on the scan's own grid.
+
+        Args:
+            scan: a file, one file a channel in the model's order, or a Volume.
+
+        Returns:
+            (1, I, J, K) values of the smallest integer type; `uxnet.write_labels` writes it.
+
+        Raises:
+            VolumeError: if a file cannot be used.
+            ModelError: if the scan has another number of channels than the model was trained on.
+        """
+        volume = scan if isinstance(scan, Volume) else read_image(*_paths(scan))
+        if volume.channels != len(self.model.channels):
+            raise ModelError(
+                f"{volume.name}: it has {volume.channels} channels, the model takes {len(self.model.channels)} "
+                f"({', '.join(self.model.channels)})"
+            )
+        return segment(volume, self.engine, self.model.recipe.stages[0], self.model.labels, report)
+
+
+def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto") -> Segmenter:
+    """A model file, ready to segment.
+
+    Args:
+        path: a `.uxnet` file.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        precision: "auto", "float32", "bfloat16" or "float16".
+
+    Raises:
+        ModelError: if the file is missing, damaged, or holds weights that do not fit its network.
+        DeviceError: if this machine has no such device.
+    """
+    from uxnet.inference.engine_torch import TorchEngine, load_weights  # torch takes seconds: only when something is computed
+    from uxnet.networks.build import build
+
+    model = read_model(Path(path))
+    if len(model.recipe.stages) != 1:
+        raise ModelError(f"{path}: a model of {len(model.recipe.stages)} stages; this version of uxnet predicts with one")
+    settings = model.recipe.stages[0].network
+    network = build(settings.name, len(model.channels), model.labels.out_channels, settings.settings)
+    load_weights(network, read_weights(model), str(path))
+    return Segmenter(model, TorchEngine(network, device, precision))
+
+
+def _paths(scan: str | Path | Sequence[str | Path]) -> list[Path]:
+    return [Path(scan)] if isinstance(scan, str | Path) else [Path(p) for p in scan]

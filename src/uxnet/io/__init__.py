@@ -1,0 +1,16 @@
+"""Files to volumes and back. The file formats' own axis orders and header fields are known here and nowhere else."""
+
+from uxnet.io.files import atomic, write_json
+from uxnet.io.nifti import case_name, is_nifti, read_geometry, read_image, read_labels, write_image, write_labels
+
+__all__ = [
+    "atomic",
+    "case_name",
+    "is_nifti",
+    "read_geometry",
+    "read_image",
+    "read_labels",
+    "write_image",
+    "write_json",
+    "write_labels",
+]

@@ -1,0 +1,57 @@
+"""Independent units of work, here or in a pool of processes. A unit that fails is reported and does not take the others with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from uxnet.errors import UxnetError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Finished(Generic[Item, Result]):
+    """A unit that is done: its item and either the result or the error."""
+
+    item: Item
+    result: Result | None
+    error: Exception | None
+
+
+def work(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Finished[Item, Result]]:
+    """Runs `function` on every item and yields each as it finishes.
+
+    Args:
+        function: of the module level, so that another process can find it.
+        workers: processes; 0 or 1 works in this one, in order.
+
+    Yields:
+        One `Finished` an item. UxnetErrors and OSErrors are what can be wrong with an item, and come back in it; any other
+        exception is a defect and is raised as itself.
+    """
+    if workers <= 1 or len(items) <= 1:
+        for item in items:
+            yield _run(function, item)
+        return
+    # A fresh interpreter for each worker: forking a process whose libraries have threads can hang it.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(items)), mp_context=context) as pool:
+        futures = {pool.submit(_run, function, item): item for item in items}
+        for future in as_completed(futures):
+            try:
+                yield future.result()
+            except BrokenProcessPool as error:
+                yield Finished(futures[future], None, UxnetError(f"a worker process died, perhaps for lack of memory ({error})"))
+
+
+def _run(function: Callable[[Item], Result], item: Item) -> Finished[Item, Result]:
+    try:
+        return Finished(item, function(item), None)
+    except (UxnetError, OSError) as error:
+        return Finished(item, None, error)

@@ -1,0 +1,268 @@
+"""Labels: what the integers of a label map mean.
+
+A label map on disk holds *values* (any integers, contiguous or not). Networks, caches and losses see *indices*: 0 the background,
+1..n the foreground labels in their order, n + 1 voxels to ignore. `encode` and `decode` go between the two.
+
+Regions (nnU-Net's word) are unions of labels that a network predicts instead of the labels themselves: one sigmoid channel each, so
+that they may overlap, written in a given order, later ones over earlier ones.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uxnet.errors import LabelsError
+
+Colour = tuple[int, int, int]
+IntArray = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Label:
+    """One structure: its name and its integer value in label maps."""
+
+    name: str
+    value: int
+
+
+@dataclass(frozen=True)
+class Region:
+    """A union of label values that is predicted as one channel; `writes` is the value it leaves in a label map."""
+
+    name: str
+    values: tuple[int, ...]
+    writes: int
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a dataset or model.
+
+    Args:
+        foreground: in the order of their indices 1..n.
+        background: the value of everything else.
+        regions: if given, what is predicted instead of the labels; in the order in which they are written.
+        pairs: (left, right) names of structures that change places in a mirrored image.
+        ignore: a value whose voxels count neither in losses, nor in sampling, nor in metrics.
+        colours: name -> (red, green, blue), 0..255; names without one get a colour of their own.
+
+    Raises:
+        LabelsError: if names or values occur twice, or a region, pair or colour names something that is not there.
+    """
+
+    foreground: tuple[Label, ...]
+    background: int = 0
+    regions: tuple[Region, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
+    ignore: int | None = None
+    colours: tuple[tuple[str, Colour], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.foreground:
+            raise LabelsError("a set of labels needs at least one besides the background")
+        names = [label.name for label in self.foreground]
+        values = [self.background, *(label.value for label in self.foreground), *([] if self.ignore is None else [self.ignore])]
+        regions = [r.name for r in self.regions]
+        for what, items in (("name", names), ("value", list(map(str, values))), ("region", regions)):
+            twice = sorted({x for x in items if items.count(x) > 1})
+            if twice:
+                raise LabelsError(f"the {what} {', '.join(twice)} occurs more than once among the labels")
+        known = {label.value for label in self.foreground}
+        for region in self.regions:
+            if not region.values or not set(region.values) <= known:
+                raise LabelsError(f"region {region.name!r} unites the values {list(region.values)}; known are {sorted(known)}")
+        sayable = set(names) | set(self.classes)
+        for name in [*(n for pair in self.pairs for n in pair), *(n for n, _ in self.colours)]:
+            if name not in sayable:
+                raise LabelsError(f"{name!r} is named in a pair or colour but is no label; labels are {', '.join(sorted(sayable))}")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of what is predicted and scored: the regions where there are any, else the foreground labels."""
+        return tuple(r.name for r in self.regions) or tuple(label.name for label in self.foreground)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of a network for these labels: one a region, or one a label and one for the background."""
+        return len(self.regions) or len(self.foreground) + 1
+
+    @property
+    def ignore_index(self) -> int | None:
+        """The index of voxels to ignore (n + 1), None where there is no such label."""
+        return None if self.ignore is None else len(self.foreground) + 1
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest integer type that holds every value."""
+        values = [self.background, *(label.value for label in self.foreground), *(r.writes for r in self.regions)]
+        values += [] if self.ignore is None else [self.ignore]
+        for candidate in ("uint8", "int8", "uint16", "int16", "int32"):
+            info = np.iinfo(candidate)
+            if min(values) >= info.min and max(values) <= info.max:
+                return np.dtype(candidate)
+        return np.dtype("int64")
+
+    def colour(self, name: str) -> Colour:
+        """The colour of a label or region, as (red, green, blue), 0..255."""
+        given = dict(self.colours)
+        if name in given:
+            return given[name]
+        order = [*(label.name for label in self.foreground), *(r.name for r in self.regions)]
+        # Steps of the golden angle keep neighbours in the list far apart in hue.
+        hue = (order.index(name) * 0.381966 + 0.0) % 1.0
+        r, g, b = colorsys.hsv_to_rgb(hue, 0.75 if order.index(name) % 2 else 0.9, 1.0 if order.index(name) % 3 else 0.85)
+        return (round(r * 255), round(g * 255), round(b * 255))
+
+    def encode(self, values: IntArray) -> NDArray[np.uint8 | np.uint16]:
+        """Values -> indices, of any shape, as uint8 (uint16 beyond 254 labels).
+
+        Raises:
+            LabelsError: if a value is neither a label, the background nor the ignore label; the message names them.
+        """
+        found, where = np.unique(values, return_inverse=True)
+        table = {self.background: 0, **{label.value: i + 1 for i, label in enumerate(self.foreground)}}
+        if self.ignore is not None:
+            table[self.ignore] = len(self.foreground) + 1
+        unknown = [int(v) for v in found if int(v) not in table]
+        if unknown:
+            raise LabelsError(f"the values {_some(unknown)} are no labels; labels are {_some(sorted(table))}")
+        dtype = np.uint8 if len(self.foreground) < 255 else np.uint16
+        index_of = np.array([table[int(v)] for v in found], dtype=dtype)
+        indices: NDArray[np.uint8 | np.uint16] = index_of[where.reshape(values.shape)]
+        return indices
+
+    def decode(self, indices: IntArray) -> IntArray:
+        """Indices -> values, in the smallest integer type that holds them all."""
+        values = [self.background, *(label.value for label in self.foreground)]
+        if self.ignore is not None:
+            values.append(self.ignore)
+        return np.array(values, dtype=self.dtype)[indices]
+
+    def mask(self, values: IntArray, name: str) -> NDArray[np.bool_]:
+        """Where a label map of values shows the class (label or region) `name`.
+
+        Raises:
+            LabelsError: if there is no such class.
+        """
+        return np.isin(values, self.members(name))
+
+    def members(self, name: str) -> tuple[int, ...]:
+        """The values that make up the class `name`."""
+        for region in self.regions:
+            if region.name == name:
+                return region.values
+        for label in self.foreground:
+            if label.name == name:
+                return (label.value,)
+        raise LabelsError(f"{name!r} is no label; labels are {', '.join(self.classes)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; `labels_from_dict` reads it back."""
+        return {
+            "background": self.background,
+            "foreground": [{"name": label.name, "value": label.value} for label in self.foreground],
+            "regions": [{"name": r.name, "values": list(r.values), "writes": r.writes} for r in self.regions],
+            "pairs": [list(pair) for pair in self.pairs],
+            "ignore": self.ignore,
+            "colours": {name: list(colour) for name, colour in self.colours},
+        }
+
+
+def labels_from_dict(data: Mapping[str, Any]) -> Labels:
+    """The labels that `Labels.to_dict` gave.
+
+    Raises:
+        LabelsError: if something is missing or of the wrong kind.
+    """
+    try:
+        return Labels(
+            foreground=tuple(Label(str(d["name"]), int(d["value"])) for d in data["foreground"]),
+            background=int(data["background"]),
+            regions=tuple(Region(str(r["name"]), tuple(map(int, r["values"])), int(r["writes"])) for r in data["regions"]),
+            pairs=tuple((str(a), str(b)) for a, b in data["pairs"]),
+            ignore=None if data["ignore"] is None else int(data["ignore"]),
+            colours=tuple((str(n), (int(r), int(g), int(b))) for n, (r, g, b) in data["colours"].items()),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise LabelsError(f"the labels are not described as expected: {error!r}") from error
+
+
+def labels_from_dataset_json(data: Mapping[str, Any]) -> Labels:
+    """The labels in a `dataset.json`: the Decathlon's {"0": "background", "1": "name"} or nnU-Net v2's {"name": 1}.
+
+    In nnU-Net's form a list of values is a region and `regions_class_order` says what each writes; the name "ignore" is the ignore
+    label. Colours ({"name": [r, g, b]}) and pairs ([["left", "right"], ...]) are taken where given as `colours` and `pairs`;
+    otherwise pairs are found from names that differ only in "left" and "right".
+
+    Raises:
+        LabelsError: if the labels are missing or contradict themselves.
+    """
+    found = data.get("labels")
+    if not isinstance(found, Mapping) or not found:
+        raise LabelsError('there is no "labels" table')
+    if all(isinstance(v, str) for v in found.values()):
+        named = {str(name): _integer(value, name) for value, name in found.items()}
+        if len(named) < len(found):
+            raise LabelsError("two label values have the same name")
+    else:
+        named = {str(name): value for name, value in found.items()}
+    background = next((name for name in named if name.lower() == "background"), None)
+    ignore = next((name for name in named if name.lower() == "ignore"), None)
+    rest = {name: value for name, value in named.items() if name not in (background, ignore)}
+    regions: tuple[Region, ...] = ()
+    if any(isinstance(value, list) for value in rest.values()):
+        unions = {n: tuple(_integer(x, n) for x in (v if isinstance(v, list) else [v])) for n, v in rest.items()}
+        order = data.get("regions_class_order")
+        if not isinstance(order, list) or len(order) != len(unions):
+            raise LabelsError('labels with regions need a "regions_class_order" that gives one value a region')
+        regions = tuple(Region(n, v, _integer(w, n)) for (n, v), w in zip(unions.items(), order, strict=True))
+        single = {v[0]: n for n, v in unions.items() if len(v) == 1}
+        foreground = tuple(Label(single.get(v, f"label {v}"), v) for v in sorted({v for u in unions.values() for v in u}))
+    else:
+        foreground = tuple(Label(n, v) for n, v in sorted(((n, _integer(v, n)) for n, v in rest.items()), key=lambda x: x[1]))
+    names = {label.name for label in foreground} | {r.name for r in regions}
+    colours = data.get("colours") or {}
+    return Labels(
+        foreground=foreground,
+        background=0 if background is None else _integer(named[background], background),
+        regions=regions,
+        pairs=tuple((str(a), str(b)) for a, b in data["pairs"]) if data.get("pairs") else _left_right(names),
+        ignore=None if ignore is None else _integer(named[ignore], ignore),
+        colours=tuple((str(n), (int(c[0]), int(c[1]), int(c[2]))) for n, c in colours.items()),
+    )
+
+
+def _left_right(names: set[str]) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for name in sorted(names):
+        other = re.sub(r"(?i)left", lambda m: _like(m.group(), "right"), name)
+        if other != name and other in names:
+            pairs.append((name, other))
+    return tuple(pairs)
+
+
+def _like(shown: str, word: str) -> str:
+    return word.upper() if shown.isupper() else word.capitalize() if shown[0].isupper() else word
+
+
+def _integer(value: Any, name: object) -> int:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if number != number or number != int(number):
+        raise LabelsError(f"the label {name!r} has the value {value!r}, which is no whole number")
+    return int(number)
+
+
+def _some(values: list[int], most: int = 12) -> str:
+    text = ", ".join(map(str, values[:most]))
+    return text + (f" and {len(values) - most} more" if len(values) > most else "")

@@ -1,0 +1,142 @@
+"""The small parts that the networks share: per-axis settings, channel-first layer norm, a depthwise convolution that is right in
+every precision, and the residual convolution block of the decoder.
+
+Shapes are (N, C, I, J, K) throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Triple = tuple[int, int, int]
+PerAxis = int | Sequence[int]
+"""One number for all axes, or one for each of (i, j, k)."""
+
+
+def triple(value: PerAxis, name: str = "value") -> Triple:
+    """`value` for each of the three axes.
+
+    Raises:
+        ValueError: if `value` is neither one nor three positive whole numbers.
+    """
+    values = (value,) * 3 if isinstance(value, int) else tuple(value)
+    if len(values) != 3 or not all(isinstance(v, int) and v >= 1 for v in values):
+        raise ValueError(f"{name} must be one positive whole number or three of them (one an axis), not {value!r}")
+    return (values[0], values[1], values[2])
+
+
+def odd_triple(value: PerAxis, name: str = "kernel") -> Triple:
+    """Like `triple`, for kernels: even sizes are refused, since they would shift the grid.
+
+    Raises:
+        ValueError: if a size is even, too.
+    """
+    values = triple(value, name)
+    if any(v % 2 == 0 for v in values):
+        raise ValueError(f"{name} must be odd along every axis, not {value!r}")
+    return values
+
+
+def same_padding(kernel: Triple) -> Triple:
+    """The padding on each side that keeps the grid's shape at stride 1."""
+    return (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the channels of every voxel (Ba et al. 2016), channels first, eps 1e-6 as in ConvNeXt."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, I, J, K) -> the same shape; the statistics are taken in float32 or better."""
+        y = F.layer_norm(x.movedim(1, -1), (x.shape[1],), self.weight, self.bias, self.eps)
+        return y.movedim(-1, 1)
+
+
+class DepthwiseConv3d(nn.Conv3d):
+    """A depthwise convolution with "same" padding whose gradients are right in bf16 on CPUs, too.
+
+    oneDNN's bf16 weight gradient of a depthwise convolution in channels-last memory is uninitialised memory wherever a side
+    is smaller than the kernel (torch 2.13.0; kernel 7 on 6^3 is the paper's own fourth stage). Such a call is computed in
+    contiguous float32 instead. These grids are tiny, so it costs nothing that can be measured; every other call is left as it is.
+    """
+
+    def __init__(self, channels: int, kernel: PerAxis) -> None:
+        k = odd_triple(kernel)
+        super().__init__(channels, channels, k, padding=same_padding(k), groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, I, J, K) -> the same shape."""
+        if not self.unsafe(x):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            y = F.conv3d(x.float().contiguous(), self.weight.float().contiguous(), bias, padding=self.padding, groups=self.groups)
+        # Back in the caller's precision and memory layout: the next layer then runs as if nothing had happened.
+        return y.to(torch.bfloat16)
+
+    def unsafe(self, x: Tensor) -> bool:
+        """Whether `x` would meet the hazard: on a CPU, computed in bf16, a side smaller than the kernel."""
+        if x.device.type != "cpu":
+            return False
+        autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        in_bf16 = x.dtype == torch.bfloat16 or (autocast and x.dtype == torch.float32)
+        return in_bf16 and any(side < k for side, k in zip(x.shape[2:], self.kernel_size, strict=True))
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole samples while training (stochastic depth, Huang et al. 2016); the identity otherwise."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"drop_path must be at least 0 and below 1, not {rate}")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, ...) -> the same shape."""
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = x.new_empty(x.shape[:1] + (1,) * (x.ndim - 1)).bernoulli_(1.0 - self.rate)
+        return x * keep / (1.0 - self.rate)
+
+
+def instance_norm(x: Tensor) -> Tensor:
+    """Instance norm without affine, eps 1e-5: (N, C, I, J, K) -> the same shape.
+
+    Said as a group norm with one channel a group, which is the same sum and, unlike torch's instance norm, keeps channels-last
+    memory instead of copying every activation there and back.
+    """
+    return F.group_norm(x, x.shape[1], eps=1e-5)
+
+
+class ResidualConvBlock(nn.Module):
+    """conv - norm - LeakyReLU - conv - norm, plus the input (projected where the channels differ), LeakyReLU.
+
+    Convolutions carry no bias; instance norm without affine, eps 1e-5; LeakyReLU slope 0.01: the block of UNETR's and SwinUNETR's
+    decoders, which the 3D UX-Net shares (paper section 4.2).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: PerAxis = 3) -> None:
+        super().__init__()
+        k = odd_triple(kernel)
+        self.conv1 = nn.Conv3d(in_channels, out_channels, k, padding=same_padding(k), bias=False)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, k, padding=same_padding(k), bias=False)
+        self.shortcut = nn.Conv3d(in_channels, out_channels, 1, bias=False) if in_channels != out_channels else None
+        self.activation = nn.LeakyReLU(0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, I, J, K) -> (N, out_channels, I, J, K)."""
+        y = self.activation(instance_norm(self.conv1(x)))
+        y = instance_norm(self.conv2(y))
+        residual = x if self.shortcut is None else instance_norm(self.shortcut(x))
+        out: Tensor = self.activation(y + residual)
+        return out

@@ -1,0 +1,314 @@
+"""3D UX-Net: a volumetric ConvNet with large depthwise kernels in place of window attention.
+
+Paper: Lee, Bao, Huo, Landman. "3D UX-Net: A Large Kernel Volumetric ConvNet Modernizing Hierarchical Transformer for Medical Image
+Segmentation", ICLR 2023, arXiv:2209.15076; sections 3 and 4, figures 1 and 2.
+Origin: written anew from the paper and from the published behaviour of the authors' network (github.com/MASILab/3DUX-Net, commit
+14ea46b), to which it is equal with the default arguments. Where the released network and the paper's text differ, this is the
+released one: one residual a block, the layer norm after the depthwise convolution, a layer scale, a layer norm after every stage.
+
+    image ---------------------------- skip ------------------------------> decoder level 0 -> head -> logits
+      stem /2 -> stage 1 ------------- skip ------------------> decoder level 1
+                 /2 -> stage 2 ------- skip -------> decoder level 2
+                       /2 -> stage 3 - skip -> decoder level 3
+                             /2 -> stage 4 -> bottleneck (hidden channels)
+
+Weights of the authors' checkpoints take their names through `RELEASED_KEYS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from uxnet.networks.blocks import (
+    DepthwiseConv3d,
+    DropPath,
+    LayerNorm,
+    PerAxis,
+    ResidualConvBlock,
+    Triple,
+    odd_triple,
+    same_padding,
+    triple,
+)
+
+PerStage = PerAxis | Sequence[Sequence[int]]
+"""One number for all, three (one an axis), or one triple a stage."""
+
+RELEASED_KEYS: tuple[tuple[str, str], ...] = (
+    (r"^stem\.conv\.", "uxnet_3d.downsample_layers.0.0."),
+    (r"^stem\.norm\.", "uxnet_3d.downsample_layers.0.1."),
+    (r"^downsamplings\.(\d+)\.norm\.", r"uxnet_3d.downsample_layers.{1+1}.0."),
+    (r"^downsamplings\.(\d+)\.conv\.", r"uxnet_3d.downsample_layers.{1+1}.1."),
+    (r"^stages\.(\d+)\.(\d+)\.layer_scale$", r"uxnet_3d.stages.{1}.{2}.gamma"),
+    (r"^stages\.(\d+)\.(\d+)\.depthwise\.", r"uxnet_3d.stages.{1}.{2}.dwconv."),
+    (r"^stages\.(\d+)\.(\d+)\.norm\.", r"uxnet_3d.stages.{1}.{2}.norm."),
+    (r"^stages\.(\d+)\.(\d+)\.channel_scaling\.expand\.", r"uxnet_3d.stages.{1}.{2}.pwconv1."),
+    (r"^stages\.(\d+)\.(\d+)\.channel_scaling\.reduce\.", r"uxnet_3d.stages.{1}.{2}.pwconv2."),
+    (r"^stage_norms\.(\d+)\.", r"uxnet_3d.norm{1}."),
+    (r"^skips\.(\d+)\.conv([12])\.", r"encoder{1+1}.layer.conv{2}.conv."),
+    (r"^skips\.(\d+)\.shortcut\.", r"encoder{1+1}.layer.conv3.conv."),
+    (r"^bottleneck\.conv([12])\.", r"encoder5.layer.conv{1}.conv."),
+    (r"^bottleneck\.shortcut\.", "encoder5.layer.conv3.conv."),
+    (r"^decoders\.(\d+)\.up\.", r"decoder{1+2}.transp_conv.conv."),
+    (r"^decoders\.(\d+)\.block\.conv([12])\.", r"decoder{1+2}.conv_block.conv{2}.conv."),
+    (r"^decoders\.(\d+)\.block\.shortcut\.", r"decoder{1+2}.conv_block.conv3.conv."),
+    (r"^last\.conv([12])\.", r"decoder1.layer.conv{1}.conv."),
+    (r"^head\.", "out.conv.conv."),
+)
+"""Our parameter names -> those of the authors' state dicts, for networks of four stages; see `weights.rename`."""
+
+
+class DepthwiseChannelScaling(nn.Module):
+    """DCS: every channel is widened to `expansion` channels of its own, GELU, and brought back; channels never mix.
+
+    Paper section 3, "depthwise convolutional scaling". The parameters are those of two grouped 1x1x1 convolutions (groups =
+    channels). What is computed is the same arithmetic, elementwise: grouped convolutions with one input channel a group are slow
+    everywhere.
+    """
+
+    def __init__(self, channels: int, expansion: int) -> None:
+        super().__init__()
+        self.expand = nn.Conv3d(channels, channels * expansion, 1, groups=channels)
+        self.reduce = nn.Conv3d(channels * expansion, channels, 1, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, I, J, K) -> the same shape."""
+        y: Tensor = self.reduce(F.gelu(self.expand(x)))
+        return y
+
+
+class UXBlock(nn.Module):
+    """x + layer_scale * DCS(LN(DWC(x))): the released block (the paper's figure 1; its Eq. 1 has two residuals instead).
+
+    `layer_scale` is the initial value of one factor a channel (ConvNeXt), or None for none.
+    """
+
+    def __init__(self, channels: int, kernel: PerAxis, expansion: int, layer_scale: float | None, drop_path: float) -> None:
+        super().__init__()
+        self.depthwise = DepthwiseConv3d(channels, kernel)
+        self.norm = LayerNorm(channels)
+        self.channel_scaling = DepthwiseChannelScaling(channels, expansion)
+        self.layer_scale = None if layer_scale is None else nn.Parameter(torch.full((channels,), float(layer_scale)))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, I, J, K) -> the same shape."""
+        y = self.channel_scaling(self.norm(self.depthwise(x)))
+        if self.layer_scale is not None:
+            y = y * self.layer_scale.view(-1, 1, 1, 1)
+        out: Tensor = x + self.drop_path(y)
+        return out
+
+
+class Stem(nn.Module):
+    """The large-kernel projection of the image into partitioned features (paper section 4.1): strided conv, then layer norm."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: Triple, stride: Triple) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride=stride, padding=same_padding(kernel))
+        self.norm = LayerNorm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, I, J, K) -> (N, out_channels, I/s, J/s, K/s)."""
+        y: Tensor = self.norm(self.conv(x))
+        return y
+
+
+class Downsampling(nn.Module):
+    """Layer norm, then a convolution whose kernel is its stride (2x2x2 in the paper): the encoder's one mixing of channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: Triple) -> None:
+        super().__init__()
+        self.norm = LayerNorm(in_channels)
+        self.conv = nn.Conv3d(in_channels, out_channels, stride, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, I, J, K) -> (N, out_channels, I/s, J/s, K/s)."""
+        y: Tensor = self.conv(self.norm(x))
+        return y
+
+
+class DecoderLevel(nn.Module):
+    """Transposed convolution up to the skip's grid, concatenation (up first, skip second), residual block (paper section 4.2)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: Triple, kernel: Triple) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose3d(in_channels, out_channels, stride, stride=stride, bias=False)
+        self.block = ResidualConvBlock(2 * out_channels, out_channels, kernel)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(N, in, I/s, J/s, K/s) and (N, out, I, J, K) -> (N, out, I, J, K)."""
+        y: Tensor = self.block(torch.cat((self.up(x), skip), dim=1))
+        return y
+
+
+class UXNet(nn.Module):
+    """The 3D UX-Net. With the default arguments it is the released network of 53,006,069 parameters (at 5 output channels).
+
+    Args:
+        in_channels, out_channels: of image and logits.
+        widths: channels of each stage; any number of stages.
+        depths: blocks of each stage.
+        hidden: channels of the bottleneck (768 in the paper, at the last stage's resolution).
+        stem_kernel, stem_stride: one number, or one an axis.
+        kernel: of the blocks' depthwise convolutions; one number, one an axis, or one triple a stage.
+        strides: between stages; one number, one an axis, or one triple a transition (stages - 1 of them).
+        decoder_kernel: of the skips' and decoder's convolutions; one number, one an axis, or one triple a level, finest first
+            (stages + 1 levels: the image, then each stage).
+        expansion: widening inside the channel scaling (4 in the paper).
+        layer_scale: initial value of the blocks' layer scale (1e-6 as released); None for none.
+        drop_path: rate of stochastic depth, growing linearly from 0 at the first block to this at the last.
+        deep_supervision: also give logits at every coarser decoder level while training.
+        checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
+
+    Raises:
+        ValueError: for settings that do not fit together; the message names them.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        widths: Sequence[int] = (48, 96, 192, 384),
+        depths: Sequence[int] = (2, 2, 2, 2),
+        hidden: int = 768,
+        stem_kernel: PerAxis = 7,
+        stem_stride: PerAxis = 2,
+        kernel: PerStage = 7,
+        strides: PerStage = 2,
+        decoder_kernel: PerStage = 3,
+        expansion: int = 4,
+        layer_scale: float | None = 1e-6,
+        drop_path: float = 0.0,
+        deep_supervision: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        widths, depths = tuple(widths), tuple(depths)
+        if not widths or len(widths) != len(depths):
+            raise ValueError(f"widths {widths} and depths {depths} must name the same number of stages, at least one")
+        if min((in_channels, out_channels, hidden, expansion, *widths)) < 1 or min(depths) < 0:
+            raise ValueError("channels, widths, hidden and expansion must be at least 1, depths at least 0")
+        n = len(widths)
+        kernels = [odd_triple(k, "kernel") for k in _per_stage(kernel, n, "kernel")]
+        stem_strides = triple(stem_stride, "stem_stride")
+        all_strides = [stem_strides, *(triple(s, "strides") for s in _per_stage(strides, n - 1, "strides"))]
+        level_kernels = [odd_triple(k, "decoder_kernel") for k in _per_stage(decoder_kernel, n + 1, "decoder_kernel")]
+
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.total_stride: Triple = _product(all_strides)
+        self.checkpointing = checkpointing
+        self.stem = Stem(in_channels, widths[0], odd_triple(stem_kernel, "stem_kernel"), stem_strides)
+        self.downsamplings = nn.ModuleList(Downsampling(widths[s], widths[s + 1], all_strides[s + 1]) for s in range(n - 1))
+        rates = iter(torch.linspace(0, drop_path, max(sum(depths), 1)).tolist())
+        self.stages = nn.ModuleList(
+            nn.ModuleList(UXBlock(width, k, expansion, layer_scale, next(rates)) for _ in range(depth))
+            for width, depth, k in zip(widths, depths, kernels, strict=True)
+        )
+        self.stage_norms = nn.ModuleList(LayerNorm(width) for width in widths)
+
+        # Level 0 is the image's own grid, level s the grid of stage s - 1: what goes up from level s + 1 meets the skip of level s.
+        into = (in_channels, *widths[:-1])
+        self.skips = nn.ModuleList(ResidualConvBlock(i, o, k) for i, o, k in zip(into, widths, level_kernels, strict=False))
+        self.bottleneck = ResidualConvBlock(widths[-1], hidden, level_kernels[-1])
+        coming = (*widths[1:], hidden)
+        self.decoders = nn.ModuleList(
+            DecoderLevel(c, w, s, k) for c, w, s, k in zip(coming, widths, all_strides, level_kernels, strict=False)
+        )
+        self.last = ResidualConvBlock(widths[0], widths[0], level_kernels[0])
+        self.head = nn.Conv3d(widths[0], out_channels, 1)
+        self.supervision_heads = nn.ModuleList(nn.Conv3d(w, out_channels, 1) for w in widths[1:]) if deep_supervision else None
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Logits of an image.
+
+        Args:
+            image: (N, in_channels, I, J, K), floating point; any sides of at least one voxel. Sides that are not multiples of the
+                total stride are padded with zeros behind the end and the logits cropped back.
+
+        Returns:
+            logits, (N, out_channels, I, J, K). With `deep_supervision`, while training: a list of them, the full resolution first,
+            then each coarser decoder level, of the sides divided by its stride and rounded up.
+
+        Raises:
+            ValueError: if the shape is not five-dimensional or the number of channels is another.
+        """
+        if image.ndim != 5 or image.shape[1] != self.in_channels:
+            raise ValueError(f"expected an image of shape (N, {self.in_channels}, I, J, K), got {tuple(image.shape)}")
+        sides = (int(image.shape[2]), int(image.shape[3]), int(image.shape[4]))
+        padded = padded_sides(sides, self.total_stride)
+        x = image if padded == sides else F.pad(image, [p for a in (2, 1, 0) for p in (0, padded[a] - sides[a])])
+
+        features = self.encode(x)
+        outputs = self.decode(x, features)
+        logits = [_cropped(head(y), sides, padded) for head, y in outputs]
+        return logits if len(logits) > 1 else logits[0]
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """The normalised output of every stage, finest first: (N, widths[s], ...)."""
+        features = []
+        x = self.stem(image)
+        for s, (stage, norm) in enumerate(zip(self.stages, self.stage_norms, strict=True)):
+            if s > 0:
+                x = self.downsamplings[s - 1](x)
+            for block in stage:  # type: ignore[attr-defined]  # a ModuleList, which mypy sees as a Module
+                x = self._run(block, x)
+            features.append(norm(x))
+        return features
+
+    def decode(self, image: Tensor, features: list[Tensor]) -> list[tuple[nn.Module, Tensor]]:
+        """The decoder's output at full resolution with its head and, for deep supervision, at the coarser levels with theirs."""
+        coarser: list[tuple[nn.Module, Tensor]] = []
+        x = self._run(self.bottleneck, features[-1])
+        for level in reversed(range(len(self.decoders))):
+            skip = self._run(self.skips[level], features[level - 1] if level else image)
+            x = self.decoders[level](x, skip)
+            if level and self.training and self.supervision_heads is not None:
+                coarser.insert(0, (self.supervision_heads[level - 1], x))
+        return [(self.head, self._run(self.last, x)), *coarser]
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        y: Tensor = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+        return y
+
+
+def padded_sides(sides: Triple, stride: Triple) -> Triple:
+    """The sides rounded up to multiples of `stride`, with at least two positions on one axis at the deepest level.
+
+    Instance norm has no meaning over a single position, so a grid that would end at 1x1x1 is doubled along its longest axis.
+    """
+    up = [math.ceil(side / s) * s for side, s in zip(sides, stride, strict=True)]
+    if all(u == s for u, s in zip(up, stride, strict=True)):
+        longest = max(range(3), key=lambda a: (sides[a], a))
+        up[longest] += stride[longest]
+    return (up[0], up[1], up[2])
+
+
+def _cropped(logits: Tensor, sides: Triple, padded: Triple) -> Tensor:
+    """Logits of any decoder level without what belongs to the padding."""
+    if padded == sides:
+        return logits
+    strides = [p // int(n) for p, n in zip(padded, logits.shape[2:], strict=True)]
+    i, j, k = (math.ceil(side / s) for side, s in zip(sides, strides, strict=True))
+    return logits[:, :, :i, :j, :k]
+
+
+def _per_stage(value: Any, count: int, name: str) -> list[PerAxis]:
+    """`value` once a stage: a number or a triple for all of them, or a sequence of triples, one for each."""
+    if isinstance(value, int) or all(isinstance(v, int) for v in value):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{name} gives {len(value)} settings where {count} are needed: {value!r}")
+    return list(value)
+
+
+def _product(strides: Sequence[Triple]) -> Triple:
+    return (math.prod(s[0] for s in strides), math.prod(s[1] for s in strides), math.prod(s[2] for s in strides))

@@ -1,0 +1,45 @@
+"""What a run leaves behind, one JSON object a line: training writes it, curves, comparisons and reports read it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from uxnet.io import atomic
+
+Record = dict[str, Any]
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Adds a line and hands it to the disk."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(path: Path) -> list[Record]:
+    """Every whole line, in order; a last line that was cut off by a crash is left out. No file gives no records."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def keep_records(path: Path, keep: Callable[[Record], bool]) -> None:
+    """Rewrites the file with only the records for which `keep` holds, whole or not at all."""
+    if not path.exists():
+        return
+    kept = [r for r in read_records(path) if keep(r)]
+    with atomic(path) as temporary:
+        temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")

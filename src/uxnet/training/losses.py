@@ -1,0 +1,76 @@
+"""Dice + cross-entropy, from MONAI and torch, with ignored voxels, regions and deep supervision taken care of."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from torch import Tensor, nn
+
+from uxnet.labels import Labels
+from uxnet.recipe import Loss
+
+
+class SegmentationLoss(nn.Module):
+    """The loss of a recipe for a set of labels.
+
+    For labels: softmax over all channels. For regions: a sigmoid each. Voxels with the ignore label count in neither term. Deep
+    supervision weighs each coarser level half as much as the one before it, and the weights sum to 1.
+    """
+
+    def __init__(self, settings: Loss, labels: Labels) -> None:
+        super().__init__()
+        self.settings = settings
+        self.ignore = labels.ignore_index
+        self.classes = labels.out_channels
+        # The probabilities are made here, so that ignored voxels can be taken out of them before they are summed.
+        self.dice = DiceLoss(include_background=settings.background or bool(labels.regions))
+        self.members: Tensor | None = None
+        if labels.regions:
+            index_of = {label.value: i + 1 for i, label in enumerate(labels.foreground)}
+            table = torch.zeros(len(labels.foreground) + 2, len(labels.regions))
+            for channel, region in enumerate(labels.regions):
+                table[[index_of[value] for value in region.values], channel] = 1
+            self.members = table
+
+    def forward(self, logits: Tensor | list[Tensor], indices: Tensor) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            logits: (N, out_channels, I, J, K); or, with deep supervision, a list of them, the full resolution first.
+            indices: (N, I, J, K) label indices.
+
+        Returns:
+            A scalar, in float32.
+        """
+        levels = [logits] if isinstance(logits, Tensor) else logits
+        total = indices.new_zeros((), dtype=torch.float32)
+        weights = [0.5**n for n in range(len(levels))]
+        for weight, level in zip(weights, levels, strict=True):
+            total = total + weight / sum(weights) * self._one(level.float(), _at(indices, level).long())
+        return total
+
+    def _one(self, logits: Tensor, indices: Tensor) -> Tensor:
+        counted = None if self.ignore is None else (indices != self.ignore)
+        if self.members is not None:
+            target = self.members.to(logits.device)[indices].movedim(-1, 1)
+            probs = logits.sigmoid()
+            entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
+        else:
+            clean = indices if counted is None else indices.masked_fill(~counted, 0)
+            target = F.one_hot(clean, self.classes).movedim(-1, 1).float()
+            probs = logits.softmax(1)
+            entropy = F.cross_entropy(logits, clean, reduction="none")
+        if counted is None:
+            cross_entropy = entropy.mean()
+        else:
+            probs, target = probs * counted.unsqueeze(1), target * counted.unsqueeze(1)
+            cross_entropy = (entropy * counted).sum() / counted.sum().clamp_min(1)
+        dice: Tensor = self.dice(probs, target)
+        return self.settings.dice * dice + self.settings.cross_entropy * cross_entropy
+
+
+def _at(indices: Tensor, level: Tensor) -> Tensor:
+    """The label indices on the grid of a decoder level: the first voxel of each of its cells."""
+    strides = [-(-n // m) for n, m in zip(indices.shape[1:], level.shape[2:], strict=True)]
+    return indices[:, :: strides[0], :: strides[1], :: strides[2]]

@@ -1,0 +1,210 @@
+"""A training run: a dataset and a recipe in, a folder with checkpoints, records, curves and a model out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import uxnet
+from uxnet.dataset.cache import build_cache
+from uxnet.dataset.check import Inspection, check_dataset
+from uxnet.dataset.folds import Fold, make_split, read_split, write_split
+from uxnet.dataset.manifest import Manifest, read_dataset
+from uxnet.draw import curves
+from uxnet.errors import CheckpointError, DatasetError, RecipeError
+from uxnet.events import Note, Report, silent
+from uxnet.inference.engine_torch import TorchEngine
+from uxnet.io import atomic, write_json
+from uxnet.model import write_model
+from uxnet.networks.build import build
+from uxnet.recipe import Recipe, load_recipe, recipe_to_toml
+from uxnet.records import read_records
+from uxnet.training.checkpoint import Progressed, load_weights_file
+from uxnet.training.engine import TrainingEngine
+from uxnet.training.loop import RunFiles, fit
+from uxnet.training.losses import SegmentationLoss
+from uxnet.training.validate import Validation, validate
+
+
+def train(
+    dataset: str | Path | Manifest,
+    recipe: str | Path | Recipe,
+    out: str | Path,
+    *,
+    fold: int = 0,
+    split: Path | None = None,
+    protocol: str = "5x80-20",
+    group_by: str | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    cache: Path | None = None,
+    workers: int | None = None,
+    report: Report = silent,
+) -> Path:
+    """Trains one fold and writes a model.
+
+    Args:
+        dataset: a folder that `read_dataset` knows, or what it gave.
+        recipe: a name in the box, a TOML file, or a Recipe.
+        out: the run's folder: recipe, split, inspection, metrics, curves, checkpoints and `model.uxnet` go there.
+        fold: of the split, from 0.
+        split: a file with the folds; by default `split.json` in the run's folder, made by `protocol` if it is not there.
+        group_by: a pattern whose match in a case's name is its person.
+        resume: go on with a run that was interrupted; a folder without one is started.
+        device: "auto", "cpu", "cuda", "cuda:N", "mps".
+        cache: folder of the prepared cases, by default `cache` in the run's folder; runs of one dataset and recipe may share it.
+        workers: processes to check and prepare cases in, by default one a core.
+
+    Returns:
+        The path of the model.
+
+    Raises:
+        DatasetError: if the dataset has errors (all are named) or no such fold.
+        RecipeError: if the recipe asks for what this version cannot do.
+        CheckpointError: if the folder holds a run and `resume` is off, or holds another run.
+        TrainingError: if the training cannot go on.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if len(recipe.stages) != 1:
+        raise RecipeError(f"stages: {recipe.name} has {len(recipe.stages)}; this version of uxnet trains recipes with one")
+    stage, out = recipe.stages[0], Path(out)
+    workers = workers if workers is not None else os.cpu_count() or 1
+    engine = TrainingEngine(device, stage.training.precision)
+    _settle(out, recipe, resume, report)
+
+    manifest = dataset if isinstance(dataset, Manifest) else read_dataset(Path(dataset), group_by=group_by)
+    inspection = check_dataset(manifest, workers=workers, report=report)
+    _refuse_errors(manifest, inspection)
+    write_json(out / "inspection.json", inspection.to_dict())
+    chosen = _fold(manifest, inspection, split or out / "split.json", protocol, stage.training.seed, fold)
+    cases = {case.name: case for case in manifest.cases}
+    cached = build_cache(
+        [cases[name] for name in chosen.train], stage.prepare, manifest.labels, cache or out / "cache", workers=workers, report=report
+    )
+
+    torch.manual_seed(stage.training.seed)
+    network = build(stage.network.name, len(manifest.channel_names), manifest.labels.out_channels, stage.network.settings)
+    files = RunFiles(out)
+    report(Note(_opening(manifest, recipe, network, chosen, engine)))
+    validating = TorchEngine(network, str(engine.device), engine.precision)
+    held_out = [cases[name] for name in chosen.validation]
+
+    def score(_: nn.Module) -> Validation:
+        return validate(held_out, validating, stage, manifest.labels, report)
+
+    done, last = fit(
+        network,
+        cached,
+        score,
+        stage=stage,
+        loss_of=SegmentationLoss(stage.loss, manifest.labels).to(engine.device),
+        engine=engine,
+        files=files,
+        identity=_identity(recipe, manifest, chosen),
+        report=report,
+        on_validation=lambda: draw_curves(out, recipe.name),
+    )
+    model = out / "model.uxnet"
+    best = stage.training.keep == "best" and files.best.exists()
+    weights = load_weights_file(files.best) if best else last
+    write_model(
+        model,
+        [{key: value.detach().cpu().contiguous().numpy() for key, value in weights.items()}],
+        recipe=recipe,
+        labels=manifest.labels,
+        channels=manifest.channel_names,
+        provenance=_provenance(inspection, chosen, fold, files, done, done.best_step if best else done.step, engine),
+    )
+    return model
+
+
+def draw_curves(run: Path, title: str) -> None:
+    """Draws `curves.png` of a run from its records."""
+    records = read_records(run / "metrics.jsonl")
+    losses = [(r["step"], float(r["loss"])) for r in records if r["kind"] == "step" and r["loss"] != "nan"]
+    validations = [r for r in records if r["kind"] == "validation"]
+    scores: dict[str, list[tuple[int, float]]] = {}
+    for record in validations:
+        for name, value in {"mean": record["dice"], **record["classes"]}.items():
+            if value is not None:
+                scores.setdefault(name, []).append((record["step"], value))
+    curves(run / "curves.png", losses=losses, scores=scores, title=title)
+
+
+def _settle(out: Path, recipe: Recipe, resume: bool, report: Report) -> None:
+    """Makes the run's folder, or finds that it holds this very run."""
+    file = out / "recipe.toml"
+    if file.exists():
+        if not resume:
+            raise CheckpointError(f"{out}: there is a run already; go on with it by --resume, or choose another folder")
+        if load_recipe(file) != recipe:
+            raise CheckpointError(f"{out}: the run there has another recipe ({file}); resume it with that one, or choose another folder")
+        return
+    if resume:
+        report(Note(f"{out}: nothing to resume there, a new run is started"))
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic(file) as temporary:
+        temporary.write_text(recipe_to_toml(recipe), encoding="utf-8")
+
+
+def _refuse_errors(manifest: Manifest, inspection: Inspection) -> None:
+    errors = inspection.errors
+    if errors:
+        named = "\n  ".join(f"{p.case}: {p.message}" for p in errors[:20])
+        more = f"\n  and {len(errors) - 20} more" if len(errors) > 20 else ""
+        raise DatasetError(f"{manifest.root}: {len(errors)} problems must be mended before training:\n  {named}{more}")
+
+
+def _fold(manifest: Manifest, inspection: Inspection, file: Path, protocol: str, seed: int, fold: int) -> Fold:
+    if file.exists():
+        split = read_split(file, manifest)
+    else:
+        split = make_split(manifest, inspection.class_presence(), protocol=protocol, seed=seed)
+        write_split(file, split)
+    if not 0 <= fold < len(split.folds):
+        raise DatasetError(f"{file}: it has the folds 0 to {len(split.folds) - 1}, not {fold}")
+    return split.folds[fold]
+
+
+def _identity(recipe: Recipe, manifest: Manifest, fold: Fold) -> str:
+    """A hash of what decides the weights: the recipe, the labels, and the cases on each side."""
+    text = json.dumps([recipe_to_toml(recipe), manifest.labels.to_dict(), fold.train, fold.validation])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _opening(manifest: Manifest, recipe: Recipe, network: nn.Module, fold: Fold, engine: TrainingEngine) -> str:
+    parameters = sum(p.numel() for p in network.parameters())
+    return (
+        f"{manifest.name}: {len(fold.train)} training and {len(fold.validation)} validation cases; recipe {recipe.name}, "
+        f"{recipe.stages[0].network.name} of {parameters:,} parameters on {engine.device} in {engine.precision}"
+    )
+
+
+def _provenance(
+    inspection: Inspection, chosen: Fold, fold: int, files: RunFiles, done: Progressed, step: int, engine: TrainingEngine
+) -> dict[str, Any]:
+    """Where a model came from: versions, data, split, and how the weights that were kept scored."""
+    validations = [r for r in read_records(files.metrics) if r["kind"] == "validation" and r["step"] == step]
+    fingerprint = inspection.fingerprint.to_dict()
+    return {
+        "versions": {"uxnet": uxnet.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "device": str(engine.device),
+        "precision": engine.precision,
+        "dataset": {
+            "name": inspection.manifest.name,
+            "cases": len(inspection.manifest.cases),
+            "licence": inspection.manifest.licence,
+            "reference": inspection.manifest.reference,
+            "fingerprint": {key: value for key, value in fingerprint.items() if key != "cases"},
+        },
+        "split": {"fold": fold, "train": list(chosen.train), "validation": list(chosen.validation), "test": list(chosen.test)},
+        "training": {"step": step, "steps": done.step, "skipped": done.skipped, "seconds": round(done.seconds, 1)},
+        "validation": {key: validations[-1][key] for key in ("dice", "classes")} if validations else {},
+    }

@@ -1,0 +1,73 @@
+"""Validation: whole cases, on their own grids, foreground only, through the same `segment` as prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uxnet.dataset.manifest import Case
+from uxnet.errors import DatasetError
+from uxnet.events import Progress, Report, silent
+from uxnet.inference.segment import segment
+from uxnet.inference.stitch import Engine
+from uxnet.io import read_image, read_labels
+from uxnet.labels import Labels
+from uxnet.recipe import Stage
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Dice of every case and class; None where neither reference nor prediction shows the class."""
+
+    cases: Mapping[str, Mapping[str, float | None]]
+
+    @property
+    def classes(self) -> dict[str, float | None]:
+        """The mean of each class over the cases where it counts."""
+        names = list(next(iter(self.cases.values()), {}))
+        return {name: _mean([scores[name] for scores in self.cases.values()]) for name in names}
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over cases of each case's mean over its classes, as `uxnet evaluate` gives it."""
+        return _mean([_mean(list(scores.values())) for scores in self.cases.values()])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"dice": self.mean, "classes": self.classes, "cases": {name: dict(scores) for name, scores in self.cases.items()}}
+
+
+def validate(cases: Sequence[Case], engine: Engine, stage: Stage, labels: Labels, report: Report = silent) -> Validation:
+    """Segments every case and scores it against its label map.
+
+    Raises:
+        VolumeError, DatasetError: if a case cannot be read.
+    """
+    scores = {}
+    for done, case in enumerate(cases, start=1):
+        if case.labels is None:
+            raise DatasetError(f"{case.name}: it has no label map; validation needs one")
+        predicted = segment(read_image(*case.images), engine, stage, labels)
+        scores[case.name] = dice_scores(predicted.array, read_labels(case.labels).array, labels)
+        report(Progress("validating", done, len(cases)))
+    return Validation(scores)
+
+
+def dice_scores(predicted: NDArray[Any], reference: NDArray[Any], labels: Labels) -> dict[str, float | None]:
+    """Dice of every class of two label maps of values; None where neither shows it. Ignored voxels count in neither."""
+    counted = True if labels.ignore is None else reference != labels.ignore
+    scores: dict[str, float | None] = {}
+    for name in labels.classes:
+        a, b = labels.mask(predicted, name) & counted, labels.mask(reference, name) & counted
+        both = int(a.sum()) + int(b.sum())
+        scores[name] = 2 * int((a & b).sum()) / both if both else None
+    return scores
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    counted = [v for v in values if v is not None]
+    return float(np.mean(counted)) if counted else None

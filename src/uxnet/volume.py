@@ -1,0 +1,57 @@
+"""Volume: an image or label map, its geometry, and where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uxnet.geometry import Geometry
+
+Image = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a volume came from, and what a file on the same grid must repeat.
+
+    `nifti_header` is the header of the NIfTI file as it was (little-endian): its sform and qform with their codes and its units go
+    into whatever is written on this grid, bit for bit.
+    """
+
+    path: Path
+    nifti_header: bytes | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An array (C, I, J, K) on a grid. Images are float32 and may have several channels; label maps are integers with C = 1.
+
+    Raises:
+        ValueError: if the array's last three axes are not the geometry's.
+    """
+
+    array: NDArray[Any]
+    geometry: Geometry
+    source: Source | None = None
+
+    def __post_init__(self) -> None:
+        if self.array.ndim != 4 or self.array.shape[1:] != self.geometry.shape:
+            raise ValueError(f"an array (C, I, J, K) over the grid {self.geometry.shape} was expected, not {self.array.shape}")
+
+    @property
+    def channels(self) -> int:
+        """The number of channels."""
+        return int(self.array.shape[0])
+
+    @property
+    def name(self) -> str:
+        """The path it came from, for messages."""
+        return str(self.source.path) if self.source else "a volume from memory"
+
+    def with_array(self, array: NDArray[Any]) -> Volume:
+        """Another array on the same grid, from the same source."""
+        return replace(self, array=array)

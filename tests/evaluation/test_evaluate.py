@@ -1,0 +1,305 @@
+"""Folders of predictions and references, what is written, and the command line."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from uxnet.cli.evaluate import evaluate
+from uxnet.errors import Cancelled, DatasetError, InputError, LabelsError, RecipeError
+from uxnet.evaluation import (
+    bootstrap_mean,
+    evaluate_files,
+    evaluate_pairs,
+    find_pairs,
+    labels_from_values,
+    read_labels_file,
+    write_evaluation,
+    write_evaluation_csv,
+)
+from uxnet.events import Note, Progress, Warn
+from uxnet.geometry import Geometry
+from uxnet.io import write_image, write_json, write_labels
+from uxnet.labels import Label, Labels
+from uxnet.volume import Volume
+
+SHAPE = (10, 12, 8)
+LABELS = Labels((Label("kidney", 1), Label("cyst", 2)))
+
+
+def save(path, array, origin=0.0, write=write_labels):
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    affine[0, 3] = origin
+    write(path, Volume(array[None], Geometry(array.shape, affine)))
+    return path
+
+
+def kidney(start=2, cyst=True):
+    array = np.zeros(SHAPE, np.uint8)
+    array[start : start + 4, 2:8, 2:6] = 1
+    if cyst:
+        array[start + 1, 3:5, 3:5] = 2
+    return array
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three good cases; of a fourth one and fifth one the cyst is missed and made up."""
+    predicted, reference = tmp_path / "pred", tmp_path / "data" / "labelsTs"
+    write_json(tmp_path / "data" / "dataset.json", {"labels": {"background": 0, "kidney": 1, "cyst": 2}})
+    for name, has, says in [("a", (2, True), (2, True)), ("b", (2, True), (3, True)), ("c", (3, False), (3, False))]:
+        save(reference / f"{name}.nii.gz", kidney(*has))
+        save(predicted / f"{name}.nii.gz", kidney(*says))
+    save(reference / "d.nii.gz", kidney(2, True))
+    save(predicted / "d.nii", kidney(2, False))
+    save(reference / "e.nii.gz", kidney(2, False))
+    save(predicted / "e.nii.gz", kidney(2, True))
+    return predicted, reference
+
+
+def collect(events):
+    return lambda event: events.append(event)
+
+
+# -- the whole -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cohort(folders):
+    events = []
+    evaluation = evaluate_files(*folders, report=collect(events))
+    assert [case.name for case in evaluation.cases] == ["a", "b", "c", "d", "e"]
+    assert evaluation.failures == ()
+    kidneys, cysts = evaluation.classes()
+    assert (kidneys.name, kidneys.found, kidneys.dice.n) == ("kidney", 5, 5)
+    assert (cysts.found, cysts.missed, cysts.false_positives, cysts.absent) == (2, 1, 1, 1)
+    # The made-up cyst (e) counts in Dice, not in HD95; the absent one (c) in neither.
+    assert (cysts.dice.n, cysts.nsd.n, cysts.hd95_mm.n) == (4, 4, 3)
+    by_name = {case.name: case for case in evaluation.cases}
+    assert by_name["c"].mean("dice") == 1
+    assert by_name["d"].classes[1].hd95_mm == pytest.approx(np.sqrt(10**2 + 12**2 + 16**2))
+    assert by_name["e"].mean("hd95_mm") == by_name["e"].classes[0].hd95_mm
+    overall = evaluation.overall()
+    assert overall.dice.interval == bootstrap_mean([case.mean("dice") for case in evaluation.cases])
+    assert overall.dice.interval.low < overall.dice.interval.mean < overall.dice.interval.high
+    assert (overall.missed, overall.false_positives) == (1, 1)
+    assert [e.done for e in events if isinstance(e, Progress)] == [1, 2, 3, 4, 5]
+    assert any(isinstance(e, Note) and "dataset.json" in e.message for e in events)
+
+
+def test_empty_counts_as_one(folders):
+    evaluation = evaluate_files(*folders, empty="one")
+    cysts = evaluation.classes()[1]
+    assert cysts.dice.n == cysts.hd95_mm.n == cysts.nsd.n == 5
+    c = next(case for case in evaluation.cases if case.name == "c")
+    assert (c.classes[1].dice, c.classes[1].hd95_mm, c.classes[1].nsd) == (1, 0, 1)
+
+
+def test_worst_cases(folders):
+    evaluation = evaluate_files(*folders)
+    worst = evaluation.worst(2)
+    scores = sorted(case.mean("dice") for case in evaluation.cases)
+    assert [case.mean("dice") for case in worst] == scores[:2]
+
+
+def test_bad_cases_are_named_and_the_rest_goes_on(folders):
+    predicted, reference = folders
+    (predicted / "a.nii.gz").write_bytes(b"not an image")
+    (predicted / "b.nii.gz").unlink()
+    save(predicted / "c.nii.gz", kidney(3, False), origin=5)
+    save(predicted / "d.nii", kidney().astype(np.float32) + 0.25, write=write_image)
+    save(predicted / "e.nii.gz", kidney() * 3)
+    save(predicted / "f.nii.gz", kidney())
+    save(predicted / "g.nii.gz", kidney().astype(np.float32), write=write_image)
+    save(reference / "g.nii.gz", kidney())
+    save(predicted / "h.nii.gz", kidney())
+    save(predicted / "h.nii", kidney())
+    save(reference / "h.nii.gz", kidney())
+    events = []
+    evaluation = evaluate_files(*folders, report=collect(events))
+    messages = {failure.name: failure.message for failure in evaluation.failures}
+    assert list(messages) == ["a", "b", "c", "d", "e", "h"]
+    for name, words in {
+        "a": "cannot be read",
+        "b": "no prediction",
+        "c": "its grid",
+        "d": "no whole numbers",
+        "e": "the values 3, 6 are no labels",
+        "h": "same case",
+    }.items():
+        assert words in messages[name]
+        assert f"{name}.nii" in messages[name]
+    # A label map stored as floating-point numbers is still one.
+    assert [case.name for case in evaluation.cases] == ["g"]
+    assert evaluation.cases[0].mean("dice") == 1
+    assert [path.name for path in evaluation.unused] == ["f.nii.gz"]
+    assert any(isinstance(e, Warn) and "f.nii.gz" in e.message for e in events)
+
+
+def test_nothing_evaluated_still_has_a_summary(folders):
+    predicted, reference = folders
+    pairs = [("x", predicted / "none.nii", reference / "none.nii")]
+    evaluation = evaluate_pairs(pairs, LABELS)
+    assert len(evaluation.failures) == 1
+    assert [s.dice.n for s in (*evaluation.classes(), evaluation.overall())] == [0, 0, 0]
+    json.dumps(evaluation.to_dict(), allow_nan=False)
+
+
+def test_wrong_settings_and_cancelling_are_no_failures_of_cases(folders):
+    with pytest.raises(RecipeError, match="tolerance_mm"):
+        evaluate_files(*folders, tolerance_mm=-2)
+
+    def stop(event):
+        if isinstance(event, Progress):
+            raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        evaluate_files(*folders, report=stop)
+
+
+def test_the_same_files_twice_are_warned_of(folders):
+    events = []
+    evaluate_files(folders[1], folders[1], report=collect(events))
+    assert any(isinstance(e, Warn) and "same files" in e.message for e in events)
+
+
+# -- pairs and labels ------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_of_files_and_folders(folders):
+    predicted, reference = folders
+    assert len(find_pairs(predicted, reference).pairs) == 5
+    assert find_pairs(predicted / "d.nii", reference / "a.nii.gz").pairs == (("a", predicted / "d.nii", reference / "a.nii.gz"),)
+    for found in (find_pairs(predicted / "d.nii", reference), find_pairs(predicted, reference / "d.nii.gz")):
+        assert found.pairs == (("d", predicted / "d.nii", reference / "d.nii.gz"),)
+        assert not found.failures
+        assert not found.unused
+
+
+def test_paths_that_lead_nowhere(folders, tmp_path):
+    predicted, reference = folders
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no such file or folder"):
+        find_pairs(predicted / "nowhere", reference)
+    with pytest.raises(InputError, match="no NIfTI file"):
+        find_pairs(tmp_path / "empty", reference)
+    (reference / "a.nii.gz").rename(tmp_path / "lone.nii.gz")
+    for pair in ((tmp_path / "lone.nii.gz", reference), (predicted, tmp_path / "lone.nii.gz")):
+        with pytest.raises(InputError, match="lone"):
+            find_pairs(*pair)
+
+
+def test_labels_from_values_where_nothing_says_more(folders, tmp_path):
+    (tmp_path / "data" / "dataset.json").unlink()
+    events = []
+    evaluation = evaluate_files(*folders, report=collect(events))
+    assert evaluation.labels.classes == ("label 1", "label 2")
+    assert any(isinstance(e, Note) and "values" in e.message for e in events)
+    write_json(folders[0] / "labels.json", LABELS.to_dict())
+    assert evaluate_files(*folders).labels == LABELS
+
+
+def test_references_without_labels_say_so(tmp_path):
+    with pytest.raises(LabelsError, match="nothing to evaluate"):
+        labels_from_values([save(tmp_path / "x.nii", np.zeros(SHAPE, np.uint8)), tmp_path / "missing.nii"])
+
+
+def test_labels_files(tmp_path):
+    path = tmp_path / "labels.json"
+    write_json(path, LABELS.to_dict())
+    assert read_labels_file(path) == LABELS
+    write_json(path, {"labels": {"0": "background", "1": "kidney", "2": "cyst"}})
+    assert read_labels_file(path) == LABELS
+    write_json(path, {"labels": {"background": 0, "kidney": 1, "whole": "x"}})
+    with pytest.raises(LabelsError, match=r"labels\.json"):
+        read_labels_file(path)
+    for text in ("{", "[1]"):
+        path.write_text(text)
+        with pytest.raises(DatasetError, match=r"labels\.json"):
+            read_labels_file(path)
+    with pytest.raises(DatasetError, match="cannot be read"):
+        read_labels_file(tmp_path / "missing.json")
+
+
+# -- what is written -------------------------------------------------------------------------------------------------------
+
+
+def test_json_and_csv(folders, tmp_path):
+    (folders[0] / "b.nii.gz").unlink()
+    evaluation = evaluate_files(*folders, tolerance_mm=1.5)
+    write_evaluation(tmp_path / "out" / "m.json", evaluation)
+    data = json.loads((tmp_path / "out" / "m.json").read_text())
+    assert data["settings"] == {"tolerance_mm": 1.5, "empty": "skip", "confidence": 0.95, "resamples": 2000, "seed": 0}
+    assert (data["n_cases"], data["n_failures"]) == (4, 1)
+    assert data["failures"][0]["case"] == "b"
+    assert list(data["classes"]) == ["kidney", "cyst"]
+    assert data["classes"]["cyst"]["missed"] == 1
+    assert data["mean"]["dice"]["n"] == 4
+    case = next(c for c in data["cases"] if c["case"] == "c")
+    assert case["classes"]["cyst"] == {
+        "dice": None, "hd95_mm": None, "nsd": None, "predicted_ml": 0.0, "reference_ml": 0.0, "outcome": "absent",
+    }  # fmt: skip
+    assert case["classes"]["kidney"]["reference_ml"] == pytest.approx(96 * 2 / 1000)
+
+    write_evaluation_csv(tmp_path / "m.csv", evaluation)
+    with (tmp_path / "m.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 2 + 1
+    assert [r["case"] for r in rows if r["outcome"] == "failed"] == ["b"]
+    row = next(r for r in rows if (r["case"], r["class"]) == ("d", "cyst"))
+    assert (row["dice"], row["nsd"], row["outcome"]) == ("0.0", "0.0", "missed")
+    assert float(row["hd95_mm"]) == data["cases"][2]["classes"]["cyst"]["hd95_mm"]
+    assert next(r for r in rows if (r["case"], r["class"]) == ("c", "cyst"))["dice"] == ""
+
+
+def test_the_same_files_give_the_same_bytes(folders, tmp_path):
+    for name in ("1.json", "2.json"):
+        write_evaluation(tmp_path / name, evaluate_files(*folders))
+    assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
+
+
+# -- the command line ------------------------------------------------------------------------------------------------------
+
+
+def test_command_line_good(folders, tmp_path, capsys):
+    assert evaluate(*folders, output=tmp_path / "metrics.json") == 0
+    shown = capsys.readouterr()
+    for word in ("kidney", "cyst", "mean", "lowest mean Dice", "5 of 5 cases"):
+        assert word in shown.out
+    assert (tmp_path / "metrics.json").is_file()
+    assert (tmp_path / "metrics.csv").is_file()
+
+
+def test_command_line_with_a_missing_prediction(folders, tmp_path, capsys):
+    (folders[0] / "b.nii.gz").unlink()
+    assert evaluate(*folders, csv=tmp_path / "rows.csv") == 1
+    shown = capsys.readouterr().out
+    assert "b.nii.gz: there is no prediction" in shown
+    assert "4 of 5 cases evaluated, 1 failed" in shown
+    assert (tmp_path / "rows.csv").is_file()
+
+
+def test_command_line_parses(folders, tmp_path):
+    tyro = pytest.importorskip("tyro")
+    args = [*map(str, folders), "-o", str(tmp_path / "m.json"), "--tolerance-mm", "2", "--empty", "one"]
+    assert tyro.cli(evaluate, args=args) == 0
+    assert json.loads((tmp_path / "m.json").read_text())["settings"]["empty"] == "one"
+
+
+def test_command_line_refuses_outputs_before_it_works(folders, tmp_path):
+    with pytest.raises(InputError, match="folder"):
+        evaluate(*folders, output=tmp_path)
+    with pytest.raises(InputError, match="JSON"):
+        evaluate(*folders, output=tmp_path / "metrics.csv")
+
+
+# -- real data -------------------------------------------------------------------------------------------------------------
+
+
+def test_real_references_agree_with_themselves(data_dir, tmp_path):
+    source = data_dir / "hippocampus" / "labelsTr"
+    if not source.is_dir():
+        pytest.skip("hippocampus is not in the data folder")
+    files = sorted(source.glob("*.nii.gz"))[:3]
+    evaluation = evaluate_pairs([(f.name, f, f) for f in files], read_labels_file(source.parent / "dataset.json"))
+    assert evaluation.overall().dice.interval == (1, 1, 1)
