@@ -33,7 +33,11 @@ Picture = NDArray[np.uint8]
 Limits = tuple[float, float]
 
 # The axis of a RAS array that a plane cuts, and the letters at the left, right, top and bottom of its picture.
-_CUTS: dict[str, tuple[int, str]] = {"axial": (2, "RLAP"), "coronal": (1, "RLSI"), "sagittal": (0, "APSI")}
+_CUTS: dict[str, tuple[int, tuple[str, str, str, str]]] = {
+    "axial": (2, ("R", "L", "A", "P")),
+    "coronal": (1, ("R", "L", "S", "I")),
+    "sagittal": (0, ("A", "P", "S", "I")),
+}
 _INK, _GREY, _GRID, _ACCENT = "#1f2933", "#7b8794", "#e4e7eb", "#0b6e99"
 # Okabe and Ito's colours, which colour-blind people can tell apart; their yellow is too light for lines on white.
 _CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b")
@@ -62,8 +66,7 @@ class Row:
 
 def edge_letters(plane: Plane) -> tuple[str, str, str, str]:
     """The patient's sides at the left, right, top and bottom of a picture of this plane: R, L, A, P, S, I."""
-    left, right, top, bottom = _CUTS[plane][1]
-    return left, right, top, bottom
+    return _CUTS[plane][1]
 
 
 def best_slice(volume: Volume, plane: Plane, background: int = 0) -> int:
@@ -74,7 +77,7 @@ def best_slice(volume: Volume, plane: Plane, background: int = 0) -> int:
     planes = np.moveaxis(_ras(volume), _CUTS[plane][0], 0)
     values = [v for v in np.unique(planes) if v != background]
     if not values:
-        return planes.shape[0] // 2
+        return int(planes.shape[0]) // 2
     counts = np.array([(planes == v).sum(axis=(1, 2)) for v in values])
     kinds, voxels = (counts > 0).sum(axis=0), counts.sum(axis=0)
     return int(np.lexsort((voxels, kinds))[-1])
@@ -241,8 +244,8 @@ def curves(
             steps, values = _series(series)
             main = name == "mean"
             colour = _INK if main else (colours or {}).get(name, cycle[name])
-            style = {"linewidth": 2.4, "zorder": 3} if main else {"linewidth": 1.2}
-            dice_axes.plot(steps, values, color=colour, marker="o", markersize=3 if main else 2, label=name, **style)
+            width, order = (2.4, 3) if main else (1.2, 2)
+            dice_axes.plot(steps, values, color=colour, linewidth=width, zorder=order, marker="o", markersize=width + 1, label=name)
         dice_axes.set_ylim(0, 1)
         if scores:
             dice_axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8.5)
@@ -301,7 +304,7 @@ def _ras(volume: Volume, channel: int = 0) -> NDArray[Any]:
 
 def _cut(volume: Volume, plane: Plane, index: int, channel: int) -> NDArray[Any]:
     """A slice (rows, columns) the way it is shown: both axes of a RAS slice run against the picture's."""
-    flat = np.take(_ras(volume, channel), index, axis=_CUTS[plane][0])
+    flat: NDArray[Any] = np.take(_ras(volume, channel), index, axis=_CUTS[plane][0])
     return flat[::-1, ::-1].T
 
 
@@ -357,6 +360,8 @@ def _row_pictures(row: Row, labels: Labels, limits: Limits | None, fill: float) 
 
 
 def _panel(axes: Any, picture: Picture, letters: tuple[str, str, str, str] | None) -> None:
+    from matplotlib.patheffects import withStroke
+
     axes.imshow(picture, interpolation="antialiased")
     axes.set_facecolor("black")
     axes.set_xticks([])
@@ -365,18 +370,29 @@ def _panel(axes: Any, picture: Picture, letters: tuple[str, str, str, str] | Non
     axes.set_aspect("equal", adjustable="datalim")
     for spine in axes.spines.values():
         spine.set_visible(False)
-    places = ((0.015, 0.5, "left", "center"), (0.985, 0.5, "right", "center"), (0.5, 0.985, "center", "top"), (0.5, 0.015, "center", "bottom"))
+    near, far = 0.015, 0.985
+    places = ((near, 0.5, "left", "center"), (far, 0.5, "right", "center"), (0.5, far, "center", "top"), (0.5, near, "center", "bottom"))
+    halo = [withStroke(linewidth=2, foreground="black")]
     for letter, (x, y, ha, va) in zip(letters or (), places, strict=False):
-        axes.text(x, y, letter, transform=axes.transAxes, ha=ha, va=va, fontsize=8, color="#d0d7de")
+        axes.text(x, y, letter, transform=axes.transAxes, ha=ha, va=va, fontsize=8, color="#d0d7de", path_effects=halo)
 
 
 def _colour_legend(figure: Figure, labels: Labels, y: float) -> None:
     from matplotlib.patches import Patch
 
     patches = [Patch(facecolor=_hex(labels.colour(label.name)), label=label.name) for label in labels.foreground]
-    columns = min(len(patches), max(2, int(figure.get_figwidth() / 1.3)))
+    # 8.5 points of writing take about 0.075 inches a letter; the patch and the gap take five letters more.
+    longest = max(len(label.name) for label in labels.foreground) + 5
+    columns = max(1, min(len(patches), int(figure.get_figwidth() / (0.075 * longest))))
     figure.legend(
-        handles=patches, loc="center", bbox_to_anchor=(0.5, y), ncols=columns, frameon=False, fontsize=9, handlelength=0.9, columnspacing=1.3
+        handles=patches,
+        loc="center",
+        bbox_to_anchor=(0.5, y),
+        ncols=columns,
+        frameon=False,
+        fontsize=8.5,
+        handlelength=0.9,
+        columnspacing=1.2,
     )
 
 

@@ -43,11 +43,15 @@ def work(function: Callable[[Item], Result], items: Sequence[Item], workers: int
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(items)), mp_context=context) as pool:
         futures = {pool.submit(_run, function, item): item for item in items}
-        for future in as_completed(futures):
-            try:
-                yield future.result()
-            except BrokenProcessPool as error:
-                yield Finished(futures[future], None, UxnetError(f"a worker process died, perhaps for lack of memory ({error})"))
+        try:
+            for future in as_completed(futures):
+                try:
+                    yield future.result()
+                except BrokenProcessPool as error:
+                    yield Finished(futures[future], None, UxnetError(f"a worker process died, perhaps for lack of memory ({error})"))
+        finally:
+            # Whoever stops listening (a cancellation) does not want the units that have not begun.
+            pool.shutdown(cancel_futures=True)
 
 
 def _run(function: Callable[[Item], Result], item: Item) -> Finished[Item, Result]:

@@ -59,7 +59,7 @@ def test_decathlon_without_channel_names_counts_the_channels_of_an_image(tmp_pat
         ([{"image": 3, "label": "x.nii.gz"}], "entry 0"),
         ([{"label": "./labelsTr/a.nii.gz"}], "label maps but no images"),
         ([{"image": "./imagesTr/a.nii.gz"}], "images but no label maps"),
-        ([{"image": f"{d}/a.nii.gz", "label": f"{d}/l.nii.gz"} for d in "xy"], "case a occur more than once"),
+        ([{"image": f"{d}/a.nii.gz", "label": f"{d}/l.nii.gz"} for d in "xy"], "found more than once: case a"),
     ],
 )
 def test_decathlon_with_a_wrong_list(tmp_path, training, message):
@@ -190,6 +190,7 @@ def test_folders_that_do_not_fit(tmp_path):
     save(tmp_path / "labels/seg1.nii.gz", label_map())
     with pytest.raises(DatasetError, match="'img1' and 'seg1'"):
         read_dataset(tmp_path)
+    (tmp_path / "labels/seg1.nii.gz").unlink()
     save(tmp_path / "labels/img1.nii.gz", label_map(()))
     with pytest.raises(DatasetError, match="no labels to learn"):
         read_dataset(tmp_path)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from uxnet.cli.evaluate import evaluate
+from uxnet.cli.evaluate import run as evaluate
 from uxnet.errors import Cancelled, DatasetError, InputError, LabelsError, RecipeError
 from uxnet.evaluation import (
     bootstrap_mean,

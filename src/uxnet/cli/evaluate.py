@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,13 +9,10 @@ import tyro
 
 # What draws and computes is imported where it is used, so that `--help` answers at once.
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rich.console import Console
     from rich.table import Table
 
     from uxnet.evaluation import Evaluation, Score, Summary
-    from uxnet.events import Event, Report
 
 EXAMPLES = """examples:
   uxnet evaluate predictions/ labelsTs/ -o metrics.json
@@ -25,7 +21,7 @@ EXAMPLES = """examples:
 """
 
 
-def evaluate(
+def run(
     predicted: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PRED")],
     reference: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="REF")],
     *,
@@ -58,6 +54,7 @@ def evaluate(
     """
     from rich.console import Console
 
+    from uxnet.cli.render import reporting
     from uxnet.errors import InputError
     from uxnet.evaluation import evaluate_files, write_evaluation, write_evaluation_csv
 
@@ -68,7 +65,7 @@ def evaluate(
     if output and output == csv:
         raise InputError(f"{output}: the results are JSON, name them .json; the CSV file goes beside them")
 
-    with _reporting(Console(stderr=True)) as report:
+    with reporting(Console(stderr=True), lines=False) as report:
         evaluation = evaluate_files(predicted, reference, labels=labels, tolerance_mm=tolerance_mm, empty=empty, report=report)
     if output:
         write_evaluation(output, evaluation)
@@ -76,30 +73,6 @@ def evaluate(
         write_evaluation_csv(csv, evaluation)
     _print(Console(), evaluation, [path for path in (output, csv) if path])
     return 1 if evaluation.failures else 0
-
-
-@contextlib.contextmanager
-def _reporting(console: Console) -> Iterator[Report]:
-    """A `report` that shows a bar while the block runs (where someone looks at a terminal) and prints notes and warnings."""
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    from uxnet.events import Note, Progress
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("evaluate", total=None)
-
-        def report(event: Event) -> None:
-            if isinstance(event, Progress):
-                bar.update(task, completed=event.done, total=event.total)
-            elif isinstance(event, Note):
-                console.print(escape(event.message), soft_wrap=True, highlight=False)
-            else:
-                console.print(f"[yellow]warning:[/] {escape(event.message)}", soft_wrap=True, highlight=False)
-
-        yield report
 
 
 def _print(console: Console, evaluation: Evaluation, written: list[Path]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,14 +9,11 @@ import tyro
 
 # What draws and computes is imported where it is used, so that `--help` answers at once.
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rich.console import Console
     from rich.table import Table
 
     from uxnet.dataset.check import Inspection
     from uxnet.dataset.fingerprint import Fingerprint, Spread
-    from uxnet.events import Event, Report
 
 EXAMPLES = """examples:
   uxnet inspect Task04_Hippocampus/
@@ -26,7 +22,7 @@ EXAMPLES = """examples:
 """
 
 
-def inspect(
+def run(
     dataset: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")],
     *,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None,
@@ -54,6 +50,7 @@ def inspect(
     """
     from rich.console import Console
 
+    from uxnet.cli.render import reporting
     from uxnet.dataset.check import check_dataset
     from uxnet.dataset.manifest import read_dataset
     from uxnet.errors import InputError
@@ -62,34 +59,12 @@ def inspect(
     if output and output.is_dir():
         raise InputError(f"{output}: is a folder; name a file to write, for example {output / 'inspection.json'}")
     manifest = read_dataset(dataset, group_by=group_by)
-    with _reporting(Console(stderr=True)) as report:
+    with reporting(Console(stderr=True), lines=False) as report:
         inspection = check_dataset(manifest, workers=workers, report=report)
     if output:
         write_json(output, inspection.to_dict())
     _print(Console(), inspection, output)
     return 1 if inspection.errors else 0
-
-
-@contextlib.contextmanager
-def _reporting(console: Console) -> Iterator[Report]:
-    """A `report` that shows a bar while the block runs, where someone looks at a terminal, and prints notes and warnings."""
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    from uxnet.events import Progress
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading cases", total=None)
-
-        def report(event: Event) -> None:
-            if isinstance(event, Progress):
-                bar.update(task, completed=event.done, total=event.total)
-            else:
-                console.print(escape(event.message), soft_wrap=True, highlight=False)
-
-        yield report
 
 
 def _print(console: Console, inspection: Inspection, written: Path | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +18,7 @@ Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Rng = np.random.Generator
 
+_STRIDE = 6
 AIR, LUNG, FAT = -1000.0, -830.0, -100.0
 SPLEEN, RIGHT_KIDNEY, LEFT_KIDNEY, LIVER, PANCREAS, AORTA = 1, 2, 3, 4, 5, 6
 
@@ -36,17 +38,30 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class Canvas:
-    """What is painted on: grids (I, J, K), written in place.
+    """What is painted on: grids (I, J, K), written in place; `blank` makes one.
 
     Args:
         points_mm: (3, I, J, K) float32, where each point of the grid lies in the nominal body, in mm.
+        sparse_mm: every sixth of them along each axis, to find boxes of the grid.
+        slack_mm: (3,), how far in x, y and z a point can be from the nearest sparse one.
         hu: (I, J, K) float32.
         labels: (I, J, K) uint8.
     """
 
     points_mm: Array
+    sparse_mm: Array
+    slack_mm: Array
     hu: Array
     labels: NDArray[np.uint8]
+
+
+def blank(points_mm: Array) -> Canvas:
+    """A canvas of air over points (3, I, J, K), in mm."""
+    sparse = np.ascontiguousarray(points_mm[:, ::_STRIDE, ::_STRIDE, ::_STRIDE])
+    # Half a step along each axis of the grid, and a little for its bends.
+    slack = np.array([1.0 + sum(np.abs(np.diff(p, axis=axis)).max() for axis in range(3)) / 2 for p in sparse], dtype=np.float32)
+    shape = points_mm.shape[1:]
+    return Canvas(points_mm, sparse, slack, np.full(shape, AIR, dtype=np.float32), np.zeros(shape, dtype=np.uint8))
 
 
 @dataclass(frozen=True)
@@ -73,10 +88,10 @@ class Contrast:
 
 def draw_contrast(rng: Rng) -> Contrast:
     """Attenuations for a case: unenhanced tissue plus its share of a common enhancement, and some variation of its own."""
-    strength = rng.uniform(0.55, 1.3)
-    own = rng.normal(0, 5, 8)
-    base = np.array([56, 50, 38, 44, 44, 44, 54, 40])
-    share = np.array([44, 58, 88, 44, 92, 72, 8, 46])
+    strength = rng.uniform(0.8, 1.2)
+    own = rng.normal(0, 4, 8)
+    base = np.array([56, 48, 36, 44, 44, 44, 52, 40])
+    share = np.array([48, 74, 136, 36, 132, 90, 6, 36])
     return Contrast(*(float(v) for v in base + share * strength + own))
 
 
@@ -84,8 +99,8 @@ def abdomen(canvas: Canvas, rng: Rng) -> None:
     """Paints a whole abdomen."""
     contrast = draw_contrast(rng)
     cavity, thorax, surface = _walls(canvas, rng, contrast)
-    _spine(canvas, rng, contrast)
     _chest(canvas, rng, contrast, thorax, surface)
+    _spine(canvas, rng, contrast)
     _bowel(canvas, rng, contrast, cavity)
     _stomach(canvas, rng, contrast, cavity)
     _liver(canvas, rng, contrast, cavity)
@@ -128,17 +143,11 @@ def paint(canvas: Canvas, shape: Shape, hu: float, label: int = 0, *, within: Ma
     fill(canvas, place(canvas, shape), hu, label, within=within)
 
 
-_STRIDE = 6
-
-
 def _box(canvas: Canvas, low: NDArray[np.float64], high: NDArray[np.float64]) -> Box | None:
-    """A box of the grid that holds all its points between `low` and `high`; found on every sixth point, so not the smallest one."""
-    sparse = canvas.points_mm[:, ::_STRIDE, ::_STRIDE, ::_STRIDE]
-    # Half a step along each axis of the grid: as far as a point can be from the nearest sparse one.
-    slack = sum(np.abs(np.diff(sparse, axis=axis)).max(axis=(1, 2, 3)) for axis in (1, 2, 3)) / 2 + 1
-    near = np.ones(sparse.shape[1:], dtype=np.bool_)
-    for axis in range(3):
-        near &= (sparse[axis] >= low[axis] - slack[axis]) & (sparse[axis] <= high[axis] + slack[axis])
+    """A box of the grid that holds all its points between `low` and `high`; not quite the smallest one."""
+    near = np.ones(canvas.sparse_mm.shape[1:], dtype=np.bool_)
+    for p, a, b, slack in zip(canvas.sparse_mm, low, high, canvas.slack_mm, strict=True):
+        near &= (p >= a - slack) & (p <= b + slack)
     if not near.any():
         return None
     spans = []
@@ -179,7 +188,7 @@ def tube(course: ArrayLike, radii_mm: ArrayLike, *, steps: int = 5) -> Shape:
     ]
     curve = np.vstack([*pieces, nodes[-1:]]).astype(np.float32)
 
-    return tuple(_segment(a, b) for a, b in zip(curve[:-1], curve[1:], strict=True))
+    return tuple(_segment(a, b) for a, b in pairwise(curve))
 
 
 def _segment(start: Array, end: Array) -> Part:
@@ -203,10 +212,12 @@ def _segment(start: Array, end: Array) -> Part:
 
 def _norm(terms: Sequence[Array], power: float) -> Array:
     if power == 2:
-        root: Array = np.sqrt(sum(u**2 for u in terms))
+        root: Array = np.sqrt(terms[0] ** 2 + sum(u**2 for u in terms[1:]))
         return root
-    total: Array = sum(np.abs(u) ** np.float32(power) for u in terms) ** np.float32(1 / power)
-    return total
+    total: Array = terms[0] * 0
+    for u in terms:
+        total += np.abs(u) ** np.float32(power)
+    return total ** np.float32(1 / power)
 
 
 def _near(rng: Rng, place: ArrayLike, sd_mm: float = 4.0) -> NDArray[np.float64]:
@@ -267,7 +278,7 @@ def _spine(canvas: Canvas, rng: Rng, contrast: Contrast) -> None:
     for n in range(-5, 6):
         z = 34 * n + start
         paint(canvas, ellipsoid((0, -48, z + 17), (21, 16, 6), power=3), 85)
-        body = place(canvas, ellipsoid((0, -48, z), (23, 18, 14.5), power=4))
+        body = place(canvas, ellipsoid((0, -48, z), (24, 19, 15), power=2.8))
         fill(canvas, body, shell)
         fill(canvas, body, spongy, grow_mm=-2.5)
         paint(canvas, ellipsoid((0, -70, z), (42, 5, 6), power=2.5), spongy)
@@ -279,7 +290,7 @@ def _loop(canvas: Canvas, rng: Rng, contrast: Contrast, cavity: Mask, course: Ar
     """A hollow organ: a wall of 3 mm around something of any attenuation, with gas above a level where there is gas."""
     gut = place(canvas, tube(course, radii, steps=4))
     fill(canvas, gut, contrast.wall + rng.normal(0, 8), within=cavity)
-    fill(canvas, gut, rng.uniform(10, 130), within=cavity, grow_mm=-3)
+    fill(canvas, gut, rng.uniform(5, 85), within=cavity, grow_mm=-3)
     if rng.uniform() < gas:
         level = float(np.mean(np.asarray(course, dtype=np.float64)[:, 1])) + rng.uniform(-4, 10)
         fill(canvas, gut, -920, within=cavity & (canvas.points_mm[1] > level), grow_mm=-3)
@@ -290,13 +301,13 @@ def _bowel(canvas: Canvas, rng: Rng, contrast: Contrast, cavity: Mask) -> None:
     for _ in range(16):
         middle = rng.uniform((-78, -5, -115), (78, 58, -14))
         swing = rng.normal(0, 1, 3) * (18, 14, 12)
-        course = [middle - swing, middle + rng.normal(0, 9, 3), middle + swing]
+        course = np.array([middle - swing, middle + rng.normal(0, 9, 3), middle + swing])
         _loop(canvas, rng, contrast, cavity, course, rng.uniform(8, 13) * rng.uniform(0.9, 1.1, 3), 0.25)
     frame = [(101, -18, -110), (103, -12, -62), (92, 22, -34), (52, 56, -46), (0, 62, -50), (-52, 56, -28), (-92, 26, -4)]
     frame += [(-107, -12, -18), (-106, -22, -64), (-104, -20, -110)]
-    course = _near(rng, frame, 5)
+    bends = _near(rng, frame, 5)
     for a, b in ((0, 3), (2, 5), (4, 7), (6, 10)):
-        dense = np.array([(1 - t) * course[m] + t * course[m + 1] for m in range(a, min(b, 9)) for t in (0, 0.33, 0.67)])
+        dense = np.array([(1 - t) * bends[m] + t * bends[m + 1] for m in range(a, min(b, 9)) for t in (0, 0.33, 0.67)])
         _loop(canvas, rng, contrast, cavity, dense, rng.uniform(14, 20) * (1 + 0.16 * (-1.0) ** np.arange(len(dense))), 0.6)
 
 
@@ -306,13 +317,15 @@ def _stomach(canvas: Canvas, rng: Rng, contrast: Contrast, cavity: Mask) -> None
 
 
 def _liver(canvas: Canvas, rng: Rng, contrast: Contrast, cavity: Mask) -> None:
-    lobes = [
-        ellipsoid(_near(rng, (80, 4, 42)), _sized(rng, (58, 80, 78)), (rng.uniform(-8, 8), rng.uniform(0, 12)), 2.4),
-        ellipsoid(_near(rng, (14, 42, 64)), _sized(rng, (74, 30, 34), 0.15), (0, rng.uniform(-4, 12))),
-    ]
-    liver = place(canvas, lobes[0] + lobes[1], 2)
+    right = ellipsoid(_near(rng, (78, 2, 38)), _sized(rng, (62, 84, 84)), (rng.uniform(-8, 8), rng.uniform(0, 10)), 2.2)
+    left = ellipsoid(_near(rng, (14, 40, 62)), _sized(rng, (76, 32, 36), 0.15), (0, rng.uniform(-4, 12)))
+    # The face that looks down and to the left, on which stomach, gallbladder and kidney lie.
+    slope, floor = rng.uniform(0.5, 0.75), rng.uniform(-30, -8)
+    lobes = _above(right + left, slope, floor)
+    liver = place(canvas, lobes, 2)
     fill(canvas, liver, FAT, within=cavity, grow_mm=2)
     fill(canvas, liver, contrast.liver, LIVER, within=cavity)
+    paint(canvas, ellipsoid((38, -62, 14), (32, 34, 62)), FAT, within=canvas.labels == LIVER)
     own = canvas.labels == LIVER
     for end in ((110, 40, 58), (115, -25, 62), (60, 45, 75)):
         paint(canvas, tube([(32, 0, 82), (62, 8, 68), _near(rng, end, 8)], (6, 5, 3)), contrast.vein, LIVER, within=own)
@@ -322,6 +335,18 @@ def _liver(canvas: Canvas, rng: Rng, contrast: Contrast, cavity: Mask) -> None:
     gallbladder = place(canvas, ellipsoid(_near(rng, (47, 50, 4)), _sized(rng, (14, 22, 17), 0.2), (20, 0)), 2)
     fill(canvas, gallbladder, contrast.wall, within=cavity, grow_mm=2)
     fill(canvas, gallbladder, rng.uniform(2, 20), within=cavity)
+
+
+def _above(shape: Shape, slope: float, floor: float) -> Shape:
+    """The part of a shape above a plane that rises towards the patient's left by `slope`; at x = 80 its height is `floor` mm."""
+
+    def bounded(part: Part) -> Part:
+        down = float(np.hypot(1, slope))
+        return Part(
+            part.low, part.high, lambda x, y, z: np.maximum(part.field(x, y, z), (floor - slope * (x - 80) + 0.15 * y - z) / down)
+        )
+
+    return tuple(bounded(part) for part in shape)
 
 
 def _spleen(canvas: Canvas, rng: Rng, contrast: Contrast, cavity: Mask) -> None:
@@ -341,25 +366,30 @@ def _kidneys(canvas: Canvas, rng: Rng, contrast: Contrast, cavity: Mask) -> None
         fill(canvas, kidney, FAT, within=cavity, grow_mm=6)
         fill(canvas, kidney, contrast.kidney, label, within=cavity)
         fill(canvas, kidney, contrast.kidney - 14, label, within=cavity, grow_mm=-7)
-        sinus = place(canvas, ellipsoid(centre + (-side * 15, 9, 0), (15, 9, 20), (tilt[0], 0)))
+        sinus = place(canvas, ellipsoid(centre + np.array((-side * 15, 9, 0)), (15, 9, 20), (tilt[0], 0)))
         fill(canvas, sinus, -55)
         fill(canvas, sinus, rng.uniform(0, 30), grow_mm=-5)
-        paint(canvas, tube([centre + (-side * 14, 8, 4), (side * 35, -12, z + 14), (side * 15, -8, z + 18)], (5, 5, 5)), contrast.vein)
+        hilum = centre + np.array((-side * 14, 8, 4))
+        course = np.array([hilum, (side * 35, -12, z + 14), (side * 15, -8, z + 18)])
+        paint(canvas, tube(course, (5, 5, 5)), contrast.vein)
 
 
 def _vessels(canvas: Canvas, rng: Rng, contrast: Contrast) -> None:
     """The aorta, labelled, and vessels that look like it and are not: the caval and portal veins and the mesenteric artery."""
     xs, ys = np.clip(rng.normal(0, 3, (2, 5)), -6, 6)
-    course = [(-11 + a, -13 + b, z) for a, b, z in zip(xs, ys, (-140, -70, 0, 70, 140), strict=True)]
-    aorta = place(canvas, tube(course, rng.uniform(10, 13) * np.array((0.9, 0.95, 1, 1.05, 1.1))), 2)
-    course = [(21, -14, -140), (22, -15, -40), (24, -14, 20), (28, -6, 70), (26, 4, 120)]
-    cava = place(canvas, tube(course, _sized(rng, (11, 11, 12, 13, 13))), 2)
+    trunk = [(-11 + a, -13 + b, z) for a, b, z in zip(xs, ys, (-140, -70, 0, 70, 140), strict=True)]
+    aorta = place(canvas, tube(trunk, rng.uniform(10, 13) * np.array((0.9, 0.95, 1, 1.05, 1.1))), 2)
+    trunk = [(21, -14, -140), (22, -15, -40), (24, -14, 20), (28, -6, 70), (26, 4, 120)]
+    cava = place(canvas, tube(trunk, _sized(rng, (11, 11, 12, 13, 13))), 2)
     for vessel in (cava, aorta):
         fill(canvas, vessel, FAT, grow_mm=2)
     fill(canvas, cava, contrast.vein)
     fill(canvas, aorta, contrast.aorta, AORTA)
-    portal = [(-70, -8, 40), (-30, 12, 28), (8, 12, 14), (30, 6, 34), (56, 8, 50)]
-    paint(canvas, tube(_near(rng, portal, 2), (4, 5, 6.5, 6.5, 5)), contrast.vein + 8)
+    course = _near(rng, [(-70, -8, 40), (-30, 12, 28), (8, 12, 14), (30, 6, 34), (56, 8, 50)], 2)
+    portal = place(canvas, tube(course, (4, 5, 6.5, 6.5, 5)))
+    # Inside the liver its vessels belong to it, as annotators have it.
+    for label in (0, LIVER):
+        fill(canvas, portal, contrast.vein + 8, label, within=canvas.labels == label)
     artery = place(canvas, tube([(-8, 0, 14), (-6, 14, -10), (-2, 20, -60), (2, 24, -110)], (4, 4, 3.5, 3)), 4)
     fill(canvas, artery, FAT, within=canvas.labels == 0, grow_mm=4)
     fill(canvas, artery, contrast.aorta)
@@ -369,4 +399,4 @@ def _pancreas(canvas: Canvas, rng: Rng, contrast: Contrast) -> None:
     course = _near(rng, [(40, 14, -18), (36, 20, 2), (8, 30, 13), (-24, 27, 22), (-54, 8, 31), (-74, -8, 38)], 3)
     pancreas = place(canvas, tube(course, _sized(rng, (13, 16, 12, 13, 13, 10), 0.12)), 3)
     fill(canvas, pancreas, FAT, within=canvas.labels == 0, grow_mm=3)
-    fill(canvas, pancreas, contrast.pancreas, PANCREAS, within=np.isin(canvas.labels, (0, LIVER, SPLEEN)))
+    fill(canvas, pancreas, contrast.pancreas, PANCREAS, within=canvas.labels == 0)

@@ -256,6 +256,9 @@ def _unusual_spacings(manifest: Manifest, facts: list[CaseFacts]) -> Iterator[Pr
 
 
 def _never_seen(manifest: Manifest, facts: list[CaseFacts]) -> Iterator[Problem]:
+    # While some cases cannot be read, nobody knows what they show.
+    if len(facts) < len(manifest.cases) or not all(fact.voxels for fact in facts):
+        return
     seen = Counter(name for fact in facts for name, n in fact.voxels.items() if n)
     for name in manifest.labels.classes:
         if not seen[name]:

@@ -164,7 +164,7 @@ def split_for(
             raise DatasetError(f"{path}: it holds a {split.protocol} split, but {protocol} is asked for; name another file or remove it")
         unused = [c.name for c in manifest.cases if not any(c.name in p for f in split.folds for p in _parts(f).values())]
         if unused:
-            report(Warn(f"{path}: {some(unused)} of the dataset are in no fold; remove the file to make a new split"))
+            report(Warn(f"{path}: in no fold: {some(unused)}; remove the file to make a new split of the whole dataset"))
     else:
         split = make_split(manifest, class_presence, protocol=protocol or PROTOCOLS[0], seed=seed)
         write_split(path, split)
@@ -259,7 +259,7 @@ def _refuse_leaks(fold: Fold, person_of: Mapping[str, str], where: str) -> None:
             raise DatasetError(f"{where}: {some(unknown)} in {part!r} cannot be found in the dataset; correct the file or remove it")
         if len(set(names)) < len(names):
             twice = [name for name, n in Counter(names).items() if n > 1]
-            raise DatasetError(f"{where}: {some(twice)} occur more than once in {part!r}; remove the repetition")
+            raise DatasetError(f"{where}: more than once in {part!r}: {some(twice)}; remove the repetition")
     for (a, first), (b, second) in combinations(parts.items(), 2):
         both = sorted(set(first) & set(second))
         if both:

@@ -243,7 +243,7 @@ def _refuse_unusable(cases: list[Case], where: Path) -> None:
         raise DatasetError(f"{where}: its {len(cases)} cases have images but no label maps, and both are needed; add the label maps")
     twice = sorted(name for name, n in Counter(case.name for case in cases).items() if n > 1)
     if twice:
-        raise DatasetError(f"{where}: {some(twice)} occur more than once; each case needs a name of its own")
+        raise DatasetError(f"{where}: found more than once: {some(twice)}; each case needs a name of its own")
     # Names become the names of files in caches and results.
     unsafe = sorted(case.name for case in cases if case.name != Path(case.name).name or case.name.startswith("."))
     if unsafe:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from uxnet.dataset.anatomy import AIR, Array, Canvas, Rng, abdomen
+from uxnet.dataset.anatomy import Array, Canvas, Rng, abdomen, blank
 from uxnet.errors import DatasetError
 from uxnet.events import Progress, Report, silent
 from uxnet.geometry import Geometry, axis_order
@@ -194,21 +194,21 @@ def _canvas(rng: Rng, grid: Geometry, scale: NDArray[np.float64]) -> Canvas:
     for axis in range(3):
         a, b, c, d = affine[axis]
         points[axis] += (a * i[:, None, None] + (b * j[:, None] + c * k + d)).astype(np.float32)
-    return Canvas(points, np.full(fine, AIR, dtype=np.float32), np.zeros(fine, dtype=np.uint8))
+    return blank(points)
 
 
 def _smooth_noise(rng: Rng, shape: tuple[int, ...], cells: NDArray[np.float64], sd_mm: float) -> Array:
     """A smooth random displacement (3, I, J, K) in mm: cubic B-splines on a lattice of about `cells` cells a side."""
     counts = [int(np.ceil(c)) + 3 for c in cells]
     field = rng.normal(0, 1, (3, *counts)).astype(np.float32)
-    for axis, (n, count) in enumerate(zip(shape, counts, strict=True), start=1):
+    for sums, n, count in zip(("xabc,na->xnbc", "xabc,nb->xanc", "xabc,nc->xabn"), shape, counts, strict=True):
         place = np.linspace(0, count - 3 - 1e-6, n)
         gap = np.abs(place[:, None] + 1 - np.arange(count))
         weights = np.where(gap < 1, 2 / 3 - gap**2 + gap**3 / 2, np.where(gap < 2, (2 - gap) ** 3 / 6, 0)).astype(np.float32)
         # Not by BLAS: its sums may depend on the number of threads, and the phantoms are to be the same bytes.
-        field = np.moveaxis(np.einsum("a...,na->n...", np.moveaxis(field, axis, 0), weights), 0, axis)
+        field = np.einsum(sums, field, weights)
     # 151/315 is the mean over a cell of the sum of a cubic B-spline's squared weights.
-    smooth: Array = np.ascontiguousarray(field) * np.float32(sd_mm / (151 / 315) ** 1.5)
+    smooth: Array = field * np.float32(sd_mm / (151 / 315) ** 1.5)
     return smooth
 
 
@@ -228,7 +228,7 @@ def _scanned(rng: Rng, hu: Array, spacing_mm: tuple[float, float, float]) -> Arr
     rays = ndimage.gaussian_filter(rng.normal(0, 1, (180, hu.shape[2])), (1.5, 0.7), mode=("wrap", "nearest"))
     streaks = rays[angle] / rays.std() * rng.uniform(1, 5)
     noise = ndimage.gaussian_filter(rng.normal(0, 1, hu.shape).astype(np.float32), (0.5, 0.5, 0.3))
-    noise *= rng.uniform(10, 22) / noise.std()
+    noise *= rng.uniform(8, 17) / noise.std()
     scanned = hu + tissue * (5 * uneven / uneven.std() + cupping[:, :, None] + streaks) + noise
     rounded: Array = np.maximum(np.rint(scanned), -1024).astype(np.float32)
     return rounded

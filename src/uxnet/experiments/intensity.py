@@ -78,7 +78,8 @@ def fit(volumes: Iterable[tuple[Volume, Volume]], labels: Labels, *, intervals: 
 def _bins(volume: Volume, edges: NDArray[np.float64]) -> NDArray[np.intp]:
     if volume.channels != 1:
         raise VolumeError(f"{volume.name}: it has {volume.channels} channels; the intensity classifier works on one")
-    return np.digitize(volume.array, edges)
+    bins: NDArray[np.intp] = np.digitize(volume.array, edges)
+    return bins
 
 
 def _histogram(image: Volume, truth: Volume, labels: Labels, edges: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -14,8 +14,8 @@ from torch import nn
 
 import uxnet
 from uxnet.dataset.cache import build_cache
-from uxnet.dataset.check import Inspection, check_dataset
-from uxnet.dataset.folds import Fold, make_split, read_split, write_split
+from uxnet.dataset.check import Inspection, check_dataset, refuse_errors
+from uxnet.dataset.folds import Fold, split_for
 from uxnet.dataset.manifest import Manifest, read_dataset
 from uxnet.draw import curves
 from uxnet.errors import CheckpointError, DatasetError, RecipeError
@@ -40,7 +40,7 @@ def train(
     *,
     fold: int = 0,
     split: Path | None = None,
-    protocol: str = "5x80-20",
+    protocol: str | None = None,
     group_by: str | None = None,
     resume: bool = False,
     device: str = "auto",
@@ -55,7 +55,8 @@ def train(
         recipe: a name in the box, a TOML file, or a Recipe.
         out: the run's folder: recipe, split, inspection, metrics, curves, checkpoints and `model.uxnet` go there.
         fold: of the split, from 0.
-        split: a file with the folds; by default `split.json` in the run's folder, made by `protocol` if it is not there.
+        split: a file with the folds; by default `split.json` in the run's folder, made if it is not there,
+            by `protocol` ("5x80-20" unless said otherwise, or "5x80-10-10").
         group_by: a pattern whose match in a case's name is its person.
         resume: go on with a run that was interrupted; a folder without one is started.
         device: "auto", "cpu", "cuda", "cuda:N", "mps".
@@ -81,9 +82,9 @@ def train(
 
     manifest = dataset if isinstance(dataset, Manifest) else read_dataset(Path(dataset), group_by=group_by)
     inspection = check_dataset(manifest, workers=workers, report=report)
-    _refuse_errors(manifest, inspection)
     write_json(out / "inspection.json", inspection.to_dict())
-    chosen = _fold(manifest, inspection, split or out / "split.json", protocol, stage.training.seed, fold)
+    refuse_errors(inspection)
+    chosen = _fold(manifest, inspection, split or out / "split.json", protocol, stage.training.seed, fold, report)
     cases = {case.name: case for case in manifest.cases}
     cached = build_cache(
         [cases[name] for name in chosen.train], stage.prepare, manifest.labels, cache or out / "cache", workers=workers, report=report
@@ -154,20 +155,8 @@ def _settle(out: Path, recipe: Recipe, resume: bool, report: Report) -> None:
         temporary.write_text(recipe_to_toml(recipe), encoding="utf-8")
 
 
-def _refuse_errors(manifest: Manifest, inspection: Inspection) -> None:
-    errors = inspection.errors
-    if errors:
-        named = "\n  ".join(f"{p.case}: {p.message}" for p in errors[:20])
-        more = f"\n  and {len(errors) - 20} more" if len(errors) > 20 else ""
-        raise DatasetError(f"{manifest.root}: {len(errors)} problems must be mended before training:\n  {named}{more}")
-
-
-def _fold(manifest: Manifest, inspection: Inspection, file: Path, protocol: str, seed: int, fold: int) -> Fold:
-    if file.exists():
-        split = read_split(file, manifest)
-    else:
-        split = make_split(manifest, inspection.class_presence(), protocol=protocol, seed=seed)
-        write_split(file, split)
+def _fold(manifest: Manifest, inspection: Inspection, file: Path, protocol: str | None, seed: int, fold: int, report: Report) -> Fold:
+    split = split_for(manifest, file, inspection.class_presence(), protocol=protocol, seed=seed, report=report)
     if not 0 <= fold < len(split.folds):
         raise DatasetError(f"{file}: it has the folds 0 to {len(split.folds) - 1}, not {fold}")
     return split.folds[fold]

@@ -1,0 +1,7 @@
+"""`python -m uxnet`."""
+
+import sys
+
+from uxnet.cli.main import main
+
+sys.exit(main())

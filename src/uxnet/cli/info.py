@@ -1,0 +1,69 @@
+"""`uxnet info`: what a model is and where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+EXAMPLES = """examples:
+  uxnet info runs/hippocampus/model.uxnet
+  uxnet info model.uxnet --json > model.json
+"""
+
+
+def run(
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    *,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> int:
+    """Print what a model is: its networks, labels, channels, preparation, training data, split and scores.
+
+    The weights are checked against the hash that the file declares.
+
+    Args:
+        model: a .uxnet file.
+        json: print the whole description as JSON instead.
+    """
+    import json as json_module
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from uxnet.model import read_model, read_weights
+
+    described = read_model(model)
+    for stage in range(len(described.recipe.stages)):
+        read_weights(described, stage)
+    if json:
+        print(json_module.dumps(described.description, indent=1, ensure_ascii=False))
+        return 0
+
+    console = Console()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    given, provenance = described.description, described.provenance
+    table.add_row("model", f"{given['name']} (uxnet {given['uxnet']}, schema {given['schema']})")
+    table.add_row("channels", ", ".join(described.channels))
+    table.add_row("labels", ", ".join(f"{label.value} {label.name}" for label in described.labels.foreground))
+    if described.labels.regions:
+        table.add_row("regions", ", ".join(f"{r.name} = {list(r.values)}, writes {r.writes}" for r in described.labels.regions))
+    for stage, settings in zip(given["stages"], described.recipe.stages, strict=True):
+        table.add_row("network", f"{stage['network']}, {stage['parameters']:,} parameters, {dict(settings.network.settings)}")
+        spacing = " x ".join(f"{s:g}" for s in settings.prepare.spacing_mm) or "as it comes"
+        table.add_row("input", f"{settings.prepare.orientation}, spacing {spacing} mm, windows {list(settings.sampling.patch)}")
+        table.add_row("intensity", "; ".join(str(i) for i in settings.prepare.intensity))
+    dataset, split = provenance.get("dataset", {}), provenance.get("split", {})
+    table.add_row("trained on", f"{dataset.get('name', 'unknown')}, {len(split.get('train', []))} cases, licence {dataset.get('licence') or 'not stated'}")
+    table.add_row("training", ", ".join(f"{key} {value}" for key, value in provenance.get("training", {}).items()))
+    table.add_row("versions", ", ".join(f"{key} {value}" for key, value in provenance.get("versions", {}).items()))
+    validation = provenance.get("validation", {})
+    if validation:
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in validation["classes"].items() if value is not None)
+        shown = "none" if validation["dice"] is None else f"{validation['dice']:.4f}"
+        table.add_row("validation", f"mean Dice {shown} over {len(split.get('validation', []))} cases ({scores})")
+    table.add_row("weights", "intact: they have the sha256 that the file declares")
+    console.print(table, highlight=False)
+    return 0

@@ -1,0 +1,81 @@
+"""`uxnet`: finds the verb, hands it its arguments, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+VERBS = {
+    "demo": "make phantoms, train on them, segment and score the rest, write a page of pictures",
+    "inspect": "check a dataset and print its fingerprint",
+    "train": "train a network on a dataset by a recipe",
+    "predict": "segment scans with a model",
+    "evaluate": "score predictions against references",
+    "info": "print what a model is and where it came from",
+}
+
+_HELP = """usage: uxnet VERB [arguments]
+
+Volumetric medical image segmentation around the 3D UX-Net. Not a medical device.
+
+{verbs}
+
+  uxnet VERB --help     everything about a verb
+  uxnet --version
+
+a first round:
+  uxnet demo -o demo
+  uxnet inspect Task04_Hippocampus/
+  uxnet train Task04_Hippocampus/ --recipe hippocampus --fold 0 -o runs/hippocampus
+  uxnet predict runs/hippocampus/model.uxnet scan.nii.gz -o out/
+  uxnet evaluate out/ labels/ -o metrics.json
+
+exit codes: 0 done; 1 something failed, or part of a batch did (the rest was done); 2 wrong arguments; 130 interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_HELP.format(verbs="\n".join(f"  {verb:<10}{line}" for verb, line in VERBS.items())))
+        return 0
+    if arguments[0] == "--version":
+        import uxnet
+
+        print(f"uxnet {uxnet.__version__}")
+        return 0
+    verb = arguments[0]
+    if verb not in VERBS:
+        print(f"uxnet: there is no verb {verb!r}; there are {', '.join(VERBS)}. Try uxnet --help", file=sys.stderr)
+        return 2
+    # Imported here: asking for help must not wait for what a verb needs.
+    import tyro
+
+    from uxnet.errors import Cancelled, UxnetError
+
+    module = import_module(f"uxnet.cli.{verb}")
+    description = f"{module.run.__doc__}\n\n{module.EXAMPLES}"
+    try:
+        return int(tyro.cli(module.run, prog=f"uxnet {verb}", args=arguments[1:], description=_without_args(description)))
+    except (UxnetError, OSError) as error:
+        print(f"uxnet {verb}: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, Cancelled):
+        print(f"uxnet {verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _without_args(text: str) -> str:
+    """A docstring without its "Args:" section, which the table of arguments already shows."""
+    lines, kept, skipping = text.splitlines(), [], False
+    for line in lines:
+        stripped = line.strip()
+        skipping = stripped == "Args:" or (skipping and (not stripped or line.startswith("        ")))
+        if not skipping:
+            kept.append(line.removeprefix("    "))
+    return "\n".join(kept)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
