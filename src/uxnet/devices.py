@@ -31,7 +31,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """"auto" becomes "bfloat16" where the device computes in it (then it is faster), else "float32"; other names stay.
+    """ "auto" becomes "bfloat16" where the device computes in it (then it is faster), else "float32"; other names stay.
 
     Raises:
         DeviceError: if float16 is asked for on a CPU, which would be slow and overflow.

@@ -370,11 +370,10 @@ def _panel(axes: Any, picture: Picture, letters: tuple[str, str, str, str] | Non
     axes.set_aspect("equal", adjustable="datalim")
     for spine in axes.spines.values():
         spine.set_visible(False)
-    near, far = 0.015, 0.985
-    places = ((near, 0.5, "left", "center"), (far, 0.5, "right", "center"), (0.5, far, "center", "top"), (0.5, near, "center", "bottom"))
     halo = [withStroke(linewidth=2, foreground="black")]
-    for letter, (x, y, ha, va) in zip(letters or (), places, strict=False):
-        axes.text(x, y, letter, transform=axes.transAxes, ha=ha, va=va, fontsize=8, color="#d0d7de", path_effects=halo)
+    style = {"transform": axes.transAxes, "fontsize": 8, "color": "#d0d7de", "path_effects": halo}
+    for letter, x, y in zip(letters or (), (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.965, 0.035), strict=False):
+        axes.text(x, y, letter, ha="center", va="center", **style)
 
 
 def _colour_legend(figure: Figure, labels: Labels, y: float) -> None:

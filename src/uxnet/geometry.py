@@ -80,7 +80,8 @@ class Geometry:
     def to_ijk(self, mm: ArrayLike) -> NDArray[np.float64]:
         """RAS+ millimetres (..., 3) -> fractional indices (..., 3)."""
         inverse = np.linalg.inv(self.affine_ras)
-        return np.asarray(mm, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+        ijk: NDArray[np.float64] = np.asarray(mm, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+        return ijk
 
     def same_grid(self, other: Geometry, tolerance_mm: float = 1e-2) -> bool:
         """Whether both have the same shape and every corner lies within `tolerance_mm` of the other's."""

@@ -1,8 +1,8 @@
 """The portable model: one zip of JSON and safetensors, every part declared and hashed, nothing that can run code.
 
-    NAME.uxnet
-    |-- model.json               schema version, recipe, labels, channels, stages, provenance, engine variants
-    `-- weights/STAGE.safetensors
+NAME.uxnet
+|-- model.json               schema version, recipe, labels, channels, stages, provenance, engine variants
+`-- weights/STAGE.safetensors
 """
 
 from __future__ import annotations

@@ -89,9 +89,7 @@ class Preparation:
     def __post_init__(self) -> None:
         letters = sorted("R" if c in "RL" else "A" if c in "AP" else "S" if c in "SI" else "?" for c in self.orientation)
         _check(letters == ["A", "R", "S"], "orientation", f'{self.orientation!r} is none; name each axis once, for example "RAS"')
-        _check(
-            len(self.spacing_mm) in (0, 3) and all(s > 0 for s in self.spacing_mm), "spacing_mm", "give three positive numbers, or none"
-        )
+        _check(len(self.spacing_mm) in (0, 3) and all(s > 0 for s in self.spacing_mm), "spacing_mm", "give three positive numbers, or none")
         _check(len(self.intensity) >= 1, "intensity", "give one entry for all channels, or one a channel")
 
 
@@ -221,8 +219,15 @@ class Training:
 
 @dataclass(frozen=True)
 class Inference:
-    """Windows of the training patch's size, overlapping by this share of a side, blended with this weight; `batch` at a time."""
+    """The sliding window.
 
+    patch: size of a window; empty takes the training patch's. A convolutional network takes larger ones than it was trained on.
+    overlap: the least share of a side that neighbours have in common.
+    blending: how much each voxel of a window counts.
+    batch: windows computed at a time.
+    """
+
+    patch: tuple[int, ...] = ()
     overlap: float = 0.5
     blending: Literal["gaussian", "constant"] = "gaussian"
     batch: int = 1
@@ -230,6 +235,7 @@ class Inference:
     def __post_init__(self) -> None:
         _check(0 <= self.overlap < 1, "overlap", "must lie within 0..1, below 1")
         _check(self.batch >= 1, "batch", "must be at least 1")
+        _check(len(self.patch) in (0, 3) and all(p >= 1 for p in self.patch), "patch", "give three sides of at least 1, or none")
 
 
 @dataclass(frozen=True)
@@ -245,6 +251,12 @@ class Stage:
     schedule: Schedule = Schedule()
     training: Training = Training()
     inference: Inference = Inference()
+
+    @property
+    def window(self) -> tuple[int, int, int]:
+        """The size of an inference window."""
+        i, j, k = self.inference.patch or self.sampling.patch
+        return (i, j, k)
 
 
 @dataclass(frozen=True)

@@ -71,11 +71,11 @@ def run(
         write_evaluation(output, evaluation)
     if csv:
         write_evaluation_csv(csv, evaluation)
-    _print(Console(), evaluation, [path for path in (output, csv) if path])
+    show(Console(), evaluation, [path for path in (output, csv) if path])
     return 1 if evaluation.failures else 0
 
 
-def _print(console: Console, evaluation: Evaluation, written: list[Path]) -> None:
+def show(console: Console, evaluation: Evaluation, written: list[Path]) -> None:
     from rich.markup import escape
 
     if evaluation.cases:

@@ -53,10 +53,11 @@ def run(
     for stage, settings in zip(given["stages"], described.recipe.stages, strict=True):
         table.add_row("network", f"{stage['network']}, {stage['parameters']:,} parameters, {dict(settings.network.settings)}")
         spacing = " x ".join(f"{s:g}" for s in settings.prepare.spacing_mm) or "as it comes"
-        table.add_row("input", f"{settings.prepare.orientation}, spacing {spacing} mm, windows {list(settings.sampling.patch)}")
+        table.add_row("input", f"{settings.prepare.orientation}, spacing {spacing} mm, windows {list(settings.window)}")
         table.add_row("intensity", "; ".join(str(i) for i in settings.prepare.intensity))
     dataset, split = provenance.get("dataset", {}), provenance.get("split", {})
-    table.add_row("trained on", f"{dataset.get('name', 'unknown')}, {len(split.get('train', []))} cases, licence {dataset.get('licence') or 'not stated'}")
+    cases, licence = len(split.get("train", [])), dataset.get("licence") or "not stated"
+    table.add_row("trained on", f"{dataset.get('name', 'unknown')}, {cases} cases, licence {licence}")
     table.add_row("training", ", ".join(f"{key} {value}" for key, value in provenance.get("training", {}).items()))
     table.add_row("versions", ", ".join(f"{key} {value}" for key, value in provenance.get("versions", {}).items()))
     validation = provenance.get("validation", {})

@@ -62,5 +62,6 @@ def run(
     for outcome in failed:
         out.print(f"[red]failed:[/] {escape(outcome.name)}: {escape(outcome.error)}", soft_wrap=True, highlight=False)
     colour = "red" if failed else "green"
-    out.print(f"[{colour}]{len(outcomes) - len(failed)} of {len(outcomes)} scans segmented[/] into {output}", soft_wrap=True, highlight=False)
+    done = len(outcomes) - len(failed)
+    out.print(f"[{colour}]{done} of {len(outcomes)} scans segmented[/] into {escape(str(output))}", soft_wrap=True, highlight=False)
     return 1 if failed else 0

@@ -27,7 +27,10 @@ def reporting(console: Console, lines: bool = True) -> Iterator[Report]:
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[values]}"),
     )
     last_line: dict[str, float] = {}

@@ -90,8 +90,8 @@ def run(
         table.add_row(name, "-" if value is None else f"{value:.4f}")
     out = Console()
     cases, training = len(provenance["split"]["validation"]), provenance["training"]
-    out.print(f"step {training['step']} of {training['steps']}, {duration(training['seconds'])}; {cases} validation cases:", highlight=False)
+    took = duration(training["seconds"])
+    out.print(f"weights of step {training['step']} of {training['steps']}, {took}; {cases} validation cases:", highlight=False)
     out.print(table)
     out.print(f"written: {model}", soft_wrap=True, highlight=False)
     return 0
-

@@ -258,9 +258,9 @@ def _walls(canvas: Canvas, rng: Rng, contrast: Contrast) -> tuple[Mask, Mask, Ar
 def _chest(canvas: Canvas, rng: Rng, contrast: Contrast, thorax: Mask, surface: Array) -> None:
     """Lungs and the heart's lower face above the diaphragm, which is a thin sheet of muscle."""
     x, y, _ = canvas.points_mm
-    middle = (np.abs(x) < 30) & (y < -8)
-    canvas.hu[thorax & ~middle] = LUNG + rng.uniform(-40, 40)
-    canvas.hu[thorax & ~middle & (surface < 3)] = contrast.muscle
+    lungs = thorax & ((np.abs(x) > 30) | (y > -8))
+    canvas.hu[lungs] = LUNG + rng.uniform(-40, 40)
+    canvas.hu[lungs & (surface < 3)] = contrast.muscle
     heart = ellipsoid(_near(rng, (-18, 32, 118)), (58, 42, 34), (-20, 0))
     solid = place(canvas, heart, 4)
     fill(canvas, solid, FAT, within=thorax, grow_mm=4)
@@ -328,7 +328,8 @@ def _liver(canvas: Canvas, rng: Rng, contrast: Contrast, cavity: Mask) -> None:
     paint(canvas, ellipsoid((38, -62, 14), (32, 34, 62)), FAT, within=canvas.labels == LIVER)
     own = canvas.labels == LIVER
     for end in ((110, 40, 58), (115, -25, 62), (60, 45, 75)):
-        paint(canvas, tube([(32, 0, 82), (62, 8, 68), _near(rng, end, 8)], (6, 5, 3)), contrast.vein, LIVER, within=own)
+        branch = np.array([(32, 0, 82), (62, 8, 68), _near(rng, end, 8)])
+        paint(canvas, tube(branch, (6, 5, 3)), contrast.vein, LIVER, within=own)
     for _ in range(int(rng.integers(0, 3))):
         cyst = ellipsoid(rng.uniform((50, -40, 10), (110, 45, 80)), rng.uniform(5, 11, 3))
         paint(canvas, cyst, rng.uniform(5, 60), LIVER, within=own)

@@ -44,8 +44,7 @@ def draw_place(cases: Sequence[CachedCase], sampling: Sampling, seed: int, step:
         low, high = np.maximum(low, first), np.minimum(high, voxel)
     # Where the case is smaller than the patch, the patch is centred on it, as the sliding window does it.
     i, j, k = (
-        int(rng.integers(lo, hi + 1)) if n >= p else -((p - n) // 2)
-        for lo, hi, n, p in zip(low, high, shape, sampling.patch, strict=True)
+        int(rng.integers(lo, hi + 1)) if n >= p else -((p - n) // 2) for lo, hi, n, p in zip(low, high, shape, sampling.patch, strict=True)
     )
     return Place(number, (i, j, k))
 

@@ -27,9 +27,9 @@ from uxnet.volume import Volume
 _EDITION = 1
 _ORIENTATIONS = ("RAS", "LPS", "LAS", "RPI", "AIL", "PIR", "SAR", "ILP")
 _COLOURS = {
-    "spleen": (86, 180, 233),
-    "right kidney": (230, 159, 0),
-    "left kidney": (240, 228, 66),
+    "spleen": (230, 159, 0),
+    "right kidney": (240, 228, 66),
+    "left kidney": (86, 180, 233),
     "liver": (213, 94, 0),
     "pancreas": (0, 190, 130),
     "aorta": (230, 110, 180),
@@ -128,7 +128,8 @@ def _paths(folder: Path, index: int) -> tuple[Path, Path]:
 
 
 def _description(folder: Path, seed: int) -> dict[str, Any]:
-    names = sorted(path.name for path in (folder / "imagesTr").glob("phantom_*.nii.gz") if (folder / "labelsTr" / path.name).is_file())
+    images = sorted((folder / "imagesTr").glob("phantom_*.nii.gz"))
+    names = [path.name for path in images if (folder / "labelsTr" / path.name).is_file()]
     labels = phantom_labels()
     return {
         "name": "uxnet phantoms",

@@ -74,9 +74,7 @@ def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
     return scans
 
 
-def predict(
-    segmenter: Segmenter, scans: Sequence[Scan], out: Path, *, overwrite: bool = False, report: Report = silent
-) -> list[Outcome]:
+def predict(segmenter: Segmenter, scans: Sequence[Scan], out: Path, *, overwrite: bool = False, report: Report = silent) -> list[Outcome]:
     """Segments every scan into `out` as NAME.nii.gz, on its own grid, and writes labels.json and predict.json beside them.
 
     A scan that fails is reported and the rest goes on.

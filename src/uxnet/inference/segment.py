@@ -26,5 +26,5 @@ def segment(volume: Volume, engine: Engine, stage: Stage, labels: Labels, report
         VolumeError: if the scan's channels do not fit the recipe.
     """
     image, trail = prepare(volume, stage.prepare)
-    logits = stitch(image, engine, stage.sampling.patch, stage.inference, report)
+    logits = stitch(image, engine, stage.window, stage.inference, report)
     return restore_logits(logits, trail, labels)

@@ -39,7 +39,8 @@ def blend_weight(patch: Shape, blending: str) -> NDArray[np.float32]:
         x = np.arange(side) - (side - 1) / 2
         profile = np.exp(-0.5 * (x / (side / 8)) ** 2)
         weight = weight * profile.reshape([-1 if a == axis else 1 for a in range(3)])
-    return np.maximum(weight / weight.max(), 1e-3).astype(np.float32)
+    clamped: NDArray[np.float32] = np.maximum(weight / weight.max(), 1e-3).astype(np.float32)
+    return clamped
 
 
 def _starts(side: int, window: int, overlap: float) -> list[int]:

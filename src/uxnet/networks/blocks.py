@@ -23,7 +23,7 @@ def triple(value: PerAxis, name: str = "value") -> Triple:
     Raises:
         ValueError: if `value` is neither one nor three positive whole numbers.
     """
-    values = (value,) * 3 if isinstance(value, int) else tuple(value)
+    values = (value,) * 3 if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
     if len(values) != 3 or not all(isinstance(v, int) and v >= 1 for v in values):
         raise ValueError(f"{name} must be one positive whole number or three of them (one an axis), not {value!r}")
     return (values[0], values[1], values[2])

@@ -192,11 +192,16 @@ class UXNet(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        widths, depths = tuple(widths), tuple(depths)
+        widths, depths = _wholes(widths, 1, "widths"), _wholes(depths, 0, "depths")
         if not widths or len(widths) != len(depths):
             raise ValueError(f"widths {widths} and depths {depths} must name the same number of stages, at least one")
-        if min((in_channels, out_channels, hidden, expansion, *widths)) < 1 or min(depths) < 0:
-            raise ValueError("channels, widths, hidden and expansion must be at least 1, depths at least 0")
+        counts = {"in_channels": in_channels, "out_channels": out_channels, "hidden": hidden, "expansion": expansion}
+        for name, count in counts.items():
+            _wholes((count,), 1, name)
+        if not isinstance(drop_path, int | float) or not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path must be at least 0 and below 1, not {drop_path!r}")
+        if layer_scale is not None and (not isinstance(layer_scale, int | float) or not math.isfinite(layer_scale)):
+            raise ValueError(f"layer_scale must be a finite number or None, not {layer_scale!r}")
         n = len(widths)
         kernels = [odd_triple(k, "kernel") for k in _per_stage(kernel, n, "kernel")]
         stem_strides = triple(stem_stride, "stem_stride")
@@ -208,7 +213,7 @@ class UXNet(nn.Module):
         self.checkpointing = checkpointing
         self.stem = Stem(in_channels, widths[0], odd_triple(stem_kernel, "stem_kernel"), stem_strides)
         self.downsamplings = nn.ModuleList(Downsampling(widths[s], widths[s + 1], all_strides[s + 1]) for s in range(n - 1))
-        rates = iter(torch.linspace(0, drop_path, max(sum(depths), 1)).tolist())
+        rates = iter([drop_path * block / max(sum(depths) - 1, 1) for block in range(sum(depths))])
         self.stages = nn.ModuleList(
             nn.ModuleList(UXBlock(width, k, expansion, layer_scale, next(rates)) for _ in range(depth))
             for width, depth, k in zip(widths, depths, kernels, strict=True)
@@ -301,9 +306,16 @@ def _cropped(logits: Tensor, sides: Triple, padded: Triple) -> Tensor:
     return logits[:, :, :i, :j, :k]
 
 
+def _wholes(values: Any, least: int, name: str) -> tuple[int, ...]:
+    """`values`, if they are whole numbers of at least `least`."""
+    if not isinstance(values, Sequence) or not all(isinstance(v, int) and v >= least for v in values):
+        raise ValueError(f"{name} must be whole numbers of at least {least}, not {values!r}")
+    return tuple(values)
+
+
 def _per_stage(value: Any, count: int, name: str) -> list[PerAxis]:
     """`value` once a stage: a number or a triple for all of them, or a sequence of triples, one for each."""
-    if isinstance(value, int) or all(isinstance(v, int) for v in value):
+    if not isinstance(value, Sequence) or all(isinstance(v, int) for v in value):
         return [value] * count
     if len(value) != count:
         raise ValueError(f"{name} gives {len(value)} settings where {count} are needed: {value!r}")

@@ -21,8 +21,8 @@ from uxnet.dataset.cache import CachedCase
 from uxnet.dataset.patches import read_batch
 from uxnet.errors import TrainingError
 from uxnet.events import Note, Progress, Report, Warn
-from uxnet.records import append_record, keep_records
 from uxnet.recipe import Stage
+from uxnet.records import append_record, keep_records
 from uxnet.training.checkpoint import Progressed, load_checkpoint, save_checkpoint, save_weights
 from uxnet.training.engine import TrainingEngine
 from uxnet.training.losses import SegmentationLoss
@@ -156,6 +156,7 @@ def _batches(cases: Sequence[CachedCase], stage: Stage, first: int) -> Iterator[
     """The batches of the steps from `first` on, each read while the one before it is computed."""
     settings = stage.training
     with ThreadPoolExecutor(1) as reader:
+
         def ask(step: int) -> Any:
             return reader.submit(read_batch, cases, stage.sampling, settings.batch, settings.seed, step)
 

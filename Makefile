@@ -1,0 +1,32 @@
+# Every target sets up what it needs in .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Real labelled volumes, where there are any; tests that need them are skipped without.
+DATA ?= ../shared/data
+
+.PHONY: demo test lint bench clean
+
+demo: $(STAMP)
+	$(BIN)/uxnet demo -o demo
+
+test: $(STAMP) lint
+	$(BIN)/pytest $(if $(wildcard $(DATA)),--data $(DATA)) $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/network.py
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) demo

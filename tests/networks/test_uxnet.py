@@ -1,0 +1,350 @@
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from uxnet.errors import RecipeError
+from uxnet.networks.blocks import DropPath, LayerNorm, instance_norm
+from uxnet.networks.build import NETWORKS, build
+from uxnet.networks.uxnet import RELEASED_KEYS, UXNet, padded_sides
+from uxnet.networks.weights import rename
+
+TINY = {"widths": (4, 8), "depths": (1, 1), "hidden": 8, "layer_scale": 0.5}
+NARROW = "uxnet_narrow12_hidden192_out5"
+DEFAULT = "uxnet_default_out5"
+
+
+def tiny(in_channels=1, out_channels=2, **more):
+    torch.manual_seed(0)
+    return UXNet(in_channels, out_channels, **{**TINY, **more})
+
+
+def image(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- equal to the released network
+
+
+def test_the_default_network_has_the_papers_53_million_parameters():
+    with torch.device("meta"):
+        assert sum(p.numel() for p in UXNet(1, 5).parameters()) == 53_006_069
+
+
+# Facts of the paper's Table 3, counted on the released network; the paper prints them in millions.
+@pytest.mark.parametrize(("kernel", "parameters"), [(9, 53_561_909), (11, 54_428_789), (13, 55_675_829)])
+def test_the_kernels_of_the_papers_ablation_have_its_parameter_counts(kernel, parameters):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in UXNet(1, 5, kernel=kernel).parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", [NARROW, DEFAULT])
+def test_equal_to_the_released_network(reference, name):
+    held = reference.fingerprints[name]
+    network, _ = reference.seeded(UXNet(held["in_channels"], held["out_channels"], **held["settings"]))
+    assert sum(p.numel() for p in network.parameters()) == held["parameters"]
+    # The larger input of the large network would take most of a minute and say nothing that the narrow one's does not.
+    for case in held["cases"][: 1 if name == DEFAULT else None]:
+        with torch.inference_mode():
+            reference.hold(network(reference.image(case["input"])), case)
+
+
+@pytest.mark.parametrize("name", [NARROW, DEFAULT])
+def test_the_committed_fingerprints_are_those_of_the_reference(reference, data_dir, name):
+    path = data_dir.parent / "reference" / f"{name}.json"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    given = json.loads(path.read_text())
+    held = reference.fingerprints[name]
+    assert (held["parameters"], held["weights_sha256"]) == (given["n_params"], given["fill_sha256_float32"])
+    for ours, theirs in zip(held["cases"], given["cases"], strict=True):
+        assert ours["input"] == theirs["input"]["shape"]
+        assert all(ours[key] == theirs["output_float64"][key] for key in ("mean", "std", "index", "value"))
+    # The key map is one to one, onto every weight of the released network, with its shape; and the seeding is the reference's.
+    network, weights = reference.seeded(UXNet(held["in_channels"], held["out_channels"], **held["settings"]))
+    assert {key: list(weight.shape) for key, weight in weights.items()} == {key: shape for key, shape, _ in given["state_dict"]}
+    assert len(weights) == len(network.state_dict())
+    assert reference.sha256(weights, [key for key, _, _ in given["state_dict"]]) == given["fill_sha256_float32"]
+
+
+def test_float32_is_close_to_float64(reference):
+    held = reference.fingerprints[NARROW]
+    network, _ = reference.seeded(UXNet(1, 5, **held["settings"]))
+    case = held["cases"][0]
+    with torch.inference_mode():
+        logits = network.float()(reference.image(case["input"]).float()).reshape(-1)
+    assert np.abs(logits.numpy()[case["index"]] - np.array(case["value"])).max() < 1e-4
+
+
+def test_rename_refuses_what_it_does_not_know():
+    assert rename("decoders.3.block.conv1.weight", RELEASED_KEYS) == "decoder5.conv_block.conv1.conv.weight"
+    for key in ("supervision_heads.0.weight", "nothing", "a.stem.conv.weight"):
+        with pytest.raises(KeyError):
+            rename(key, RELEASED_KEYS)
+
+
+# ---- any settings
+
+
+@pytest.mark.parametrize(
+    ("more", "total"),
+    [
+        ({}, (4, 4, 4)),
+        ({"widths": (4,), "depths": (1,)}, (2, 2, 2)),
+        ({"widths": (3, 5, 7, 9, 11), "depths": (1, 0, 2, 1, 1), "hidden": 5}, (32, 32, 32)),
+        ({"stem_stride": (2, 2, 1), "strides": (2, 1, 1)}, (4, 2, 1)),
+        ({"stem_stride": 1, "strides": [[3, 2, 1]]}, (3, 2, 1)),
+        ({"kernel": (7, 5, 1), "stem_kernel": (3, 7, 1), "decoder_kernel": (3, 3, 1)}, (4, 4, 4)),
+        ({"kernel": [[3, 3, 3], [5, 5, 1]], "decoder_kernel": [[3, 3, 1], [1, 1, 1], [3, 3, 3]]}, (4, 4, 4)),
+        ({"expansion": 1, "layer_scale": None}, (4, 4, 4)),
+    ],
+)
+def test_any_widths_depths_channels_kernels_and_strides(more, total):
+    network = tiny(3, 4, **more).eval()
+    assert network.total_stride == total
+    x = image(2, 3, 9, 12, 5)
+    with torch.inference_mode():
+        logits = network(x)
+    assert logits.shape == (2, 4, 9, 12, 5)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("widths", ()),
+        ("widths", (4, 8, 16)),
+        ("widths", (4, 0)),
+        ("widths", (4, 8.5)),
+        ("widths", 48),
+        ("widths", "48"),
+        ("depths", (1, -1)),
+        ("depths", (1, 1.5)),
+        ("depths", 2),
+        ("hidden", 0),
+        ("hidden", "many"),
+        ("hidden", 8.0),
+        ("expansion", 0),
+        ("kernel", 4),
+        ("kernel", (7, 7)),
+        ("kernel", (7, 7, 0)),
+        ("kernel", 7.0),
+        ("kernel", "7"),
+        ("kernel", [[7, 7, 7]] * 3),
+        ("stem_kernel", 6),
+        ("stem_stride", 0),
+        ("stem_stride", (2, 2)),
+        ("strides", [[2, 2, 2]] * 2),
+        ("strides", -2),
+        ("strides", 2.5),
+        ("decoder_kernel", 2),
+        ("decoder_kernel", [[3, 3, 3]] * 2),
+        ("drop_path", 1.0),
+        ("drop_path", -0.1),
+        ("drop_path", "often"),
+        ("layer_scale", "small"),
+        ("layer_scale", float("nan")),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(setting, value):
+    with pytest.raises(ValueError, match=setting):
+        tiny(**{setting: value})
+    with pytest.raises(RecipeError, match=rf"network\.settings.*{setting}"):
+        build("uxnet", 1, 2, {**TINY, setting: value})
+
+
+def test_build_refuses_unknown_networks_and_settings():
+    with pytest.raises(RecipeError, match="unet9000"):
+        build("unet9000", 1, 2, {})
+    with pytest.raises(RecipeError, match=r"network\.settings\.feature_size"):
+        build("uxnet", 1, 2, {"feature_size": 48})
+    with pytest.raises(RecipeError, match=r"network\.settings\.in_channels"):
+        build("uxnet", 1, 2, {"in_channels": 3})
+    assert isinstance(build("uxnet", 1, 2, TINY), UXNet)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 8), (1, 2, 8, 8, 8), (1, 8, 8), ()])
+def test_wrong_input_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"expected an image of shape \(N, 1"):
+        tiny()(torch.zeros(shape))
+
+
+def test_layer_scale_is_as_asked_for():
+    assert not [name for name, _ in tiny(layer_scale=None).named_parameters() if "layer_scale" in name]
+    block = tiny(layer_scale=0.25).stages[1][0]
+    assert block.layer_scale.tolist() == [0.25] * 8
+    # A block whose layer scale is 0 is the identity; one without any is the bare sum.
+    x = image(1, 8, 4, 4, 4)
+    with torch.no_grad():
+        branch = block.channel_scaling(block.norm(block.depthwise(x)))
+        torch.testing.assert_close(block(x), x + 0.25 * branch)
+        block.layer_scale.zero_()
+        assert torch.equal(block(x), x)
+        torch.testing.assert_close(tiny(layer_scale=None).stages[1][0](x) - x, branch, rtol=1e-4, atol=1e-5)
+
+
+# ---- any sides
+
+
+@pytest.fixture(scope="module")
+def any_side_networks():
+    narrow = {"widths": (2, 3), "hidden": 3, "kernel": 5, "stem_kernel": 3}
+    deep = {**narrow, "widths": (1, 2, 2, 2), "depths": (1, 1, 1, 1)}
+    return [tiny(**narrow).eval(), tiny(**deep).eval(), tiny(**narrow, stem_stride=(1, 2, 3), strides=(3, 1, 2)).eval()]
+
+
+@settings(max_examples=40, deadline=None)
+@given(sides=st.tuples(*[st.integers(1, 40)] * 3), which=st.integers(0, 2))
+def test_any_sides_are_taken_and_given_back(any_side_networks, sides, which):
+    with torch.inference_mode():
+        logits = any_side_networks[which](image(1, 1, *sides))
+    assert logits.shape == (1, 2, *sides)
+    assert logits.isfinite().all()
+
+
+@settings(max_examples=300, deadline=None)
+@given(sides=st.tuples(*[st.integers(1, 70)] * 3), stride=st.tuples(*[st.integers(1, 16)] * 3))
+def test_the_padding_is_the_least_that_fits(sides, stride):
+    padded = padded_sides(sides, stride)
+    cells = [p // s for p, s in zip(padded, stride, strict=True)]
+    assert [p % s for p, s in zip(padded, stride, strict=True)] == [0, 0, 0]
+    assert math.prod(cells) >= 2
+    least = [-(-n // s) for n, s in zip(sides, stride, strict=True)]
+    assert cells == least or (least == [1, 1, 1] and sorted(cells) == [1, 1, 2])
+
+
+def test_what_needs_no_padding_is_not_padded():
+    network = tiny().eval()
+    x = image(1, 1, 8, 12, 16)
+    with torch.inference_mode():
+        (head, y), = network.decode(x, network.encode(x))
+        assert torch.equal(network(x), head(y))
+
+
+@pytest.mark.parametrize("sides", [(9, 12, 5), (1, 1, 1), (4, 4, 4), (7, 8, 3)])
+def test_padding_is_zeros_behind_the_end(sides):
+    network = tiny().eval()
+    x = image(1, 1, *sides)
+    by_hand = torch.zeros(1, 1, *padded_sides(sides, network.total_stride))
+    by_hand[..., : sides[0], : sides[1], : sides[2]] = x
+    with torch.inference_mode():
+        assert torch.equal(network(x), network(by_hand)[..., : sides[0], : sides[1], : sides[2]])
+
+
+def test_16_cubed_works_with_the_papers_strides():
+    # The released network refuses it: its instance norm meets a single position.
+    network = UXNet(1, 3, widths=(4, 4, 4, 4), depths=(1, 1, 1, 1), hidden=4)
+    logits = network(image(1, 1, 16, 16, 16))
+    logits.square().mean().backward()
+    assert logits.shape == (1, 3, 16, 16, 16)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_samples_of_a_batch_do_not_touch_each_other():
+    network = tiny().eval()
+    x = image(3, 1, 8, 8, 12)
+    with torch.inference_mode():
+        together = network(x)
+        for n in range(3):
+            torch.testing.assert_close(network(x[n : n + 1]), together[n : n + 1], rtol=1e-4, atol=1e-5)
+
+
+# ---- training
+
+
+@pytest.mark.parametrize("sides", [(16, 16, 16), (13, 9, 6), (1, 5, 17)])
+def test_deep_supervision_gives_a_list_while_training_only(sides):
+    network = tiny(widths=(4, 4, 4), depths=(1, 1, 1), strides=[[2, 2, 1], [2, 2, 2]], deep_supervision=True)
+    x = image(2, 1, *sides)
+    levels = network(x)
+    strides = [(1, 1, 1), (2, 2, 2), (4, 4, 2)]
+    assert isinstance(levels, list)
+    assert [tuple(level.shape) for level in levels] == [
+        (2, 2, *(math.ceil(n / s) for n, s in zip(sides, stride, strict=True))) for stride in strides
+    ]
+    logits = network.eval()(x)
+    torch.testing.assert_close(logits, levels[0])
+
+
+@pytest.mark.parametrize("more", [{}, {"deep_supervision": True}, {"layer_scale": 1e-6}, {"checkpointing": True, "depths": (2, 0)}])
+def test_a_backward_pass_reaches_every_parameter(more):
+    network = tiny(2, 3, **more)
+    outputs = network(image(2, 2, 8, 11, 9))
+    for output in outputs if isinstance(outputs, list) else [outputs]:
+        (output * image(*output.shape, seed=1)).sum().backward(retain_graph=True)
+    still = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
+    assert not still
+
+
+def test_checkpointing_gives_the_same_gradients():
+    def gradients(checkpointing):
+        network = tiny(depths=(2, 2), checkpointing=checkpointing, drop_path=0.5, deep_supervision=True)
+        torch.manual_seed(3)  # for the drop path: what is recomputed must drop the same branches again
+        levels = network(image(2, 1, 8, 8, 12))
+        sum((level * image(*level.shape, seed=1)).sum() for level in levels).backward()
+        return levels[0].detach(), {name: p.grad for name, p in network.named_parameters()}
+
+    (plain, want), (recomputed, got) = gradients(False), gradients(True)
+    assert torch.equal(plain, recomputed)
+    for name, gradient in want.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_drop_path_is_the_identity_in_evaluation_and_unbiased_in_training():
+    x = torch.ones(20_000, 2, 1, 1, 1)
+    drop = DropPath(0.3)
+    assert drop.eval()(x) is x
+    torch.manual_seed(0)
+    y = drop.train()(x)
+    assert set(np.round(y.unique().tolist(), 4)) == {0.0, round(1 / 0.7, 4)}
+    assert torch.equal(y[:, 0], y[:, 1])  # whole samples
+    assert abs(float(y.mean()) - 1) < 0.02
+    rates = [block.drop_path.rate for stage in tiny(depths=(2, 3), drop_path=0.4).stages for block in stage]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_norms_are_those_of_torch():
+    x = image(2, 6, 3, 4, 5) * 3 + 1
+    norm = LayerNorm(6)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    want = nn.functional.layer_norm(x.permute(0, 2, 3, 4, 1), (6,), norm.weight, norm.bias, 1e-6).permute(0, 4, 1, 2, 3)
+    assert torch.equal(norm(x), want)
+    torch.testing.assert_close(instance_norm(x), nn.functional.instance_norm(x, eps=1e-5), rtol=1e-5, atol=1e-6)
+
+
+# ---- leaving torch's eager mode
+
+
+def test_torch_export():
+    network = tiny().eval()
+    x = image(1, 1, 8, 12, 9)
+    exported = torch.export.export(network, (x,))
+    with torch.inference_mode():
+        torch.testing.assert_close(exported.module()(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_network_needs_no_monai():
+    code = (
+        "import sys, torch\n"
+        "from uxnet.networks.build import build\n"
+        "n = build('uxnet', 1, 2, {'widths': [4, 8], 'depths': [1, 1], 'hidden': 8})\n"
+        "n(torch.zeros(1, 1, 8, 8, 8)).sum().backward()\n"
+        "sys.exit(', '.join({m.split('.')[0] for m in sys.modules} & {'monai', 'lightning_fabric', 'matplotlib', 'nibabel'}) or 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_gives_logits_of_the_images_shape(name):
+    network = build(name, 2, 3, TINY if name == "uxnet" else {}).eval()
+    with torch.inference_mode():
+        assert network(image(1, 2, 32, 32, 32)).shape == (1, 3, 32, 32, 32)
