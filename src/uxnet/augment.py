@@ -31,8 +31,13 @@ def augment(images: Tensor, indices: Tensor, settings: Augmentation, seed: int, 
     """
     draws = [np.random.default_rng((seed, step, sample, _STREAM)) for sample in range(len(images))]
     spatial = [_matrix(rng, settings, images.shape[2:]) for rng in draws]
-    if any(matrix is not None for matrix in spatial):
-        images, indices = _moved(images, indices, [np.eye(3) if m is None else m for m in spatial])
+    # The others are left out rather than moved by nothing: reading them anew would round them.
+    moving = {sample: matrix for sample, matrix in enumerate(spatial) if matrix is not None}
+    if moving:
+        samples = list(moving)
+        moved, labels = _moved(images[samples], indices[samples], list(moving.values()))
+        images, indices = images.clone(), indices.clone()
+        images[samples], indices[samples] = moved, labels
     changed = [_intensity(image, rng, settings) for image, rng in zip(images, draws, strict=True)]
     return torch.stack(changed), indices
 

@@ -18,7 +18,7 @@ def test_a_sound_dataset(tmp_path, capsys):
     decathlon(tmp_path / "data", ["p1_a", "p1_b", "p2_a"])
     assert run(tmp_path / "data", "-o", tmp_path / "out.json", "--group-by", r"^p\d") == 0
     shown = capsys.readouterr().out
-    for text in ("Tiny: 3 cases of 2 persons", "fingerprint", "6 x 5 x 4", "1 x 1 x 2", "kidney", "0 errors, 0 warnings"):
+    for text in ("Tiny: 3 cases of 2 persons", "fingerprint", "6x5x4", "1x1x2", "kidney", "0 errors, 0 warnings"):
         assert text in shown
     data = json.loads((tmp_path / "out.json").read_text())
     assert (data["persons"], data["errors"]) == (2, 0)

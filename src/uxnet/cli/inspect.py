@@ -111,8 +111,8 @@ def _fingerprint(fingerprint: Fingerprint) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="fingerprint", title_justify="left", box=box.SIMPLE_HEAD, header_style="bold")
-    table.add_column("", overflow="fold")
+    table = Table(title="fingerprint", title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("", overflow="fold", min_width=22)
     for name in ("median", "least", "greatest", "cases"):
         table.add_column(name, justify="right", no_wrap=True)
     count = str(len(fingerprint.cases))
@@ -147,7 +147,7 @@ def _one(spread: Spread) -> tuple[str, str, str]:
 
 def _three(spreads: tuple[Spread, ...]) -> tuple[str, str, str]:
     """Axis by axis: the least size is that of each axis, not of one case."""
-    median, least, greatest = (" x ".join(column) for column in zip(*map(_one, spreads), strict=True))
+    median, least, greatest = ("x".join(column) for column in zip(*map(_one, spreads), strict=True))
     return median, least, greatest
 
 

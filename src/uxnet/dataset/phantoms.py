@@ -7,6 +7,7 @@ The grids are as unlike as those of real collections: anisotropic, some oblique,
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from uxnet.errors import DatasetError
 from uxnet.events import Progress, Report, silent
 from uxnet.geometry import Geometry, axis_order
 from uxnet.io import write_image, write_json, write_labels
+from uxnet.jobs import work
 from uxnet.labels import Label, Labels
 from uxnet.volume import Volume
 
@@ -76,7 +78,7 @@ def phantom(seed: int, index: int) -> tuple[Volume, Volume]:
     return Volume(image, geometry), Volume(truth, geometry)
 
 
-def write_phantoms(folder: Path, count: int, *, seed: int = 0, report: Report = silent) -> None:
+def write_phantoms(folder: Path, count: int, *, seed: int = 0, workers: int = 1, report: Report = silent) -> None:
     """Writes phantoms 1..count of a series as a folder in the layout of the Medical Segmentation Decathlon.
 
     Cases that are there stay, so that an interrupted call can be repeated and a folder can grow; `dataset.json` lists the cases that
@@ -84,6 +86,7 @@ def write_phantoms(folder: Path, count: int, *, seed: int = 0, report: Report = 
 
     Args:
         folder: gets `imagesTr/phantom_001.nii.gz` (int16), `labelsTr/phantom_001.nii.gz` (uint8), ... and `dataset.json`.
+        workers: processes to draw in.
 
     Raises:
         DatasetError: if the folder holds another dataset, or phantoms of another series.
@@ -93,14 +96,19 @@ def write_phantoms(folder: Path, count: int, *, seed: int = 0, report: Report = 
     if count < 1 or seed < 0:
         raise ValueError(f"the count must be at least 1 and the seed at least 0, not {count} and {seed}")
     _claim(folder, seed)
-    for index in range(1, count + 1):
-        image_path, labels_path = _paths(folder, index)
-        if not (image_path.is_file() and labels_path.is_file()):
-            image, labels = phantom(seed, index)
-            write_image(image_path, image.with_array(image.array.astype(np.int16)))
-            write_labels(labels_path, labels)
-        report(Progress("phantoms", index, count, {"case": image_path.name}))
+    todo = [index for index in range(1, count + 1) if not all(path.is_file() for path in _paths(folder, index))]
+    for done, finished in enumerate(work(functools.partial(_write_phantom, folder, seed), todo, workers), start=1):
+        if finished.error is not None:
+            raise finished.error
+        report(Progress("phantoms", done, len(todo)))
     write_json(folder / "dataset.json", _description(folder, seed))
+
+
+def _write_phantom(folder: Path, seed: int, index: int) -> None:
+    image_path, labels_path = _paths(folder, index)
+    image, labels = phantom(seed, index)
+    write_image(image_path, image.with_array(image.array.astype(np.int16)))
+    write_labels(labels_path, labels)
 
 
 def _claim(folder: Path, seed: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 from uxnet.dataset.folds import read_split
 from uxnet.dataset.manifest import Case, Manifest, read_dataset
 from uxnet.dataset.phantoms import write_phantoms
-from uxnet.draw import Row, comparison_figure
+from uxnet.draw import Plane, Row, comparison_figure
 from uxnet.errors import DatasetError
 from uxnet.evaluation import Evaluation, evaluate_pairs, write_evaluation
 from uxnet.events import Note, Report, silent
@@ -45,6 +46,7 @@ def run_demo(
     data: Path | None = None,
     recipe: Recipe | None = None,
     fold: int = 0,
+    cases: int = PHANTOMS,
     device: str = "auto",
     report: Report = silent,
 ) -> Demo:
@@ -57,6 +59,7 @@ def run_demo(
         data: a dataset; None makes labelled phantoms.
         recipe: by default "phantom", which has a fixed seed and number of steps.
         fold: the part that is held out.
+        cases: phantoms to make.
 
     Raises:
         UxnetError: as making phantoms, training, prediction and evaluation raise it.
@@ -68,8 +71,8 @@ def run_demo(
     phantoms = data is None
     if data is None:
         data = out / "data"
-        report(Note(f"making {PHANTOMS} labelled phantoms: synthetic shapes with CT-like numbers, not patients"))
-        write_phantoms(data, PHANTOMS, report=report)
+        report(Note(f"making {cases} labelled phantoms: synthetic shapes with CT-like numbers, not patients"))
+        write_phantoms(data, cases, workers=os.cpu_count() or 1, report=report)
     manifest = read_dataset(data)
     recipe = recipe or load_recipe("phantom")
     run = out / "run"
@@ -129,7 +132,7 @@ def _pick(evaluation: Evaluation, cases: Sequence[Case]) -> list[Case]:
 def _pictures(
     cases: Sequence[Case], manifest: Manifest, out: Path, network: Evaluation, intensity: Evaluation | None, phantoms: bool
 ) -> Path:
-    rows = []
+    rows: list[Row] = []
     for case in cases:
         if case.labels is None:
             continue
@@ -138,8 +141,8 @@ def _pictures(
         if intensity is not None:
             maps.append(read_labels(out / "by_intensity" / f"{case.name}.nii.gz"))
             texts.append(f"Dice {_dice(intensity, case.name)}")
-        plane = "coronal" if phantoms and len(rows) % 2 else "axial"
-        rows.append(Row(case.name, read_image(*case.images), tuple(maps), tuple(texts), plane))  # type: ignore[arg-type]
+        plane: Plane = "coronal" if phantoms and len(rows) % 2 else "axial"
+        rows.append(Row(case.name, read_image(*case.images), tuple(maps), tuple(texts), plane))
     columns = ("image", "reference", "3D UX-Net", *((_CLASSIFIER,) if intensity is not None else ()))
     what = "synthetic phantoms, not patients" if phantoms else f"{manifest.name}, {manifest.licence or 'licence not stated'}"
     path = out / "pictures.png"

@@ -20,7 +20,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffixes are kept: writers choose format and compression by them. The leading dot keeps readers of folders away.
-    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+    suffix = path.name[-len(".nii.gz") :] if path.name.lower().endswith(".nii.gz") else path.suffix
     handle, name = tempfile.mkstemp(prefix=f".{path.name.removesuffix(suffix)}.", suffix=f".part{suffix}", dir=path.parent)
     os.close(handle)
     temporary = Path(name)

@@ -6,6 +6,7 @@ says nothing about left and right, and is refused.
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from uxnet.io.files import atomic
 from uxnet.volume import Source, Volume
 
 _SUFFIXES = (".nii.gz", ".nii")
+# The last two come from headers that claim absurdly many voxels.
+_DAMAGE = (OSError, EOFError, zlib.error, ValueError, MemoryError, OverflowError)
 
 
 def is_nifti(path: Path) -> bool:
@@ -78,9 +81,9 @@ def read_labels(path: Path) -> Volume:
     if array.shape[0] != 1:
         raise VolumeError(f"{path}: a label map has one channel, this file has {array.shape[0]}")
     if array.dtype.kind == "f":
+        # Beyond 2^53 not every whole number is a float; NaN and infinity are caught here, too.
         whole = np.rint(array)
-        # NaN is unequal to itself, so it lands here, too.
-        wrong = int((whole != array).sum())
+        wrong = array.size - int(((whole == array) & (np.abs(array) <= 2.0**53)).sum())
         if wrong:
             raise VolumeError(
                 f"{path}: {wrong} voxels are no whole numbers, so this is no label map; was it interpolated, or is it an image?"
@@ -128,8 +131,8 @@ def _open(path: Path) -> Any:
         raise VolumeError(f"{path}: not a NIfTI file by its name; expected .nii or .nii.gz")
     try:
         image = nib.load(path)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise VolumeError(f"{path}: cannot be read as NIfTI, it may be damaged or cut short ({error})") from error
+    except (ImageFileError, HeaderDataError, *_DAMAGE) as error:
+        raise VolumeError(f"{path}: cannot be read as NIfTI, it may be damaged or cut short ({error!r})") from error
     if not isinstance(image, nib.Nifti1Pair):
         raise VolumeError(f"{path}: its content is {type(image).__name__}, not NIfTI")
     if image.get_data_dtype().kind not in "iuf":
@@ -162,9 +165,13 @@ def _spatial(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
 
 def _voxels(image: Any, path: Path) -> NDArray[Any]:
     try:
+        if path.name.lower().endswith(".gz"):
+            # Read to its end, where the checksum stands: nibabel stops at the last voxel and would take wrong ones for right.
+            with gzip.open(path) as file:
+                image = type(image).from_bytes(file.read())
         array = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise VolumeError(f"{path}: its voxels cannot be read, the file may be damaged or cut short ({error})") from error
+    except _DAMAGE as error:
+        raise VolumeError(f"{path}: its voxels cannot be read, the file may be damaged or cut short ({error!r})") from error
     native: NDArray[Any] = array.astype(array.dtype.newbyteorder("="), copy=False)
     return native
 
@@ -190,10 +197,12 @@ def _header_bytes(image: Any) -> bytes:
 def _write(path: Path, array: NDArray[Any], volume: Volume) -> None:
     if not path.name.lower().endswith(_SUFFIXES):
         raise VolumeError(f"{path}: a NIfTI file's name ends in .nii or .nii.gz")
-    image = _image(array, volume)
     try:
+        image = _image(array, volume)
         with atomic(path) as temporary:
             nib.save(image, temporary)
+    except HeaderDataError as error:
+        raise VolumeError(f"{path}: NIfTI cannot hold an array of shape {array.shape} and type {array.dtype} ({error})") from error
     except OSError as error:
         raise VolumeError(f"{path}: cannot be written ({error.strerror or error})") from error
 
@@ -201,7 +210,7 @@ def _write(path: Path, array: NDArray[Any], volume: Volume) -> None:
 def _image(array: NDArray[Any], volume: Volume) -> Any:
     raw = volume.source.nifti_header if volume.source else None
     if raw is None:
-        image = nib.Nifti1Image(array, volume.geometry.affine_ras)
+        image = nib.Nifti1Image(array, volume.geometry.affine_ras, dtype=array.dtype)
         image.header.set_xyzt_units("mm")
         image.set_sform(volume.geometry.affine_ras, code="scanner")
         image.set_qform(volume.geometry.affine_ras, code="scanner")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import cast
 
@@ -34,6 +35,16 @@ class TrainingEngine:
         """Both, ready to run: on the device, in channels-last memory where that is faster."""
         wrapped, wrapped_optimiser = self.fabric.setup(in_fast_memory(network, self.device), optimiser)
         return cast(nn.Module, wrapped), cast(Optimizer, wrapped_optimiser)
+
+    def gradient_norm(self, network: nn.Module, optimiser: Optimizer, most: float) -> float:
+        """The norm of the whole gradient, after unscaling; the gradient is then shortened to `most` where it is longer (0: never)."""
+        norm = self.fabric.clip_gradients(network, optimiser, max_norm=most or math.inf, error_if_nonfinite=False)
+        return float(cast(Tensor, norm))
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether the loss is scaled (float16): the scaler must then see every step, and skips those that are not finite itself."""
+        return self.precision == "float16"
 
     def put(self, tensor: Tensor) -> Tensor:
         """A tensor on the device."""

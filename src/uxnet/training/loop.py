@@ -116,9 +116,11 @@ def fit(
         running.train()
         loss = loss_of(running(x), target)
         engine.backward(loss)
-        norm = float(nn.utils.clip_grad_norm_(network.parameters(), settings.clip_gradient or math.inf))
-        if math.isfinite(float(loss.detach())) and norm < settings.absurd_gradient:
+        norm = engine.gradient_norm(running, optimiser, settings.clip_gradient)
+        sane = math.isfinite(float(loss.detach())) and norm < settings.absurd_gradient
+        if sane or engine.scales_loss:
             optimiser.step()
+        if sane:
             _move_average(average, network, settings.ema, step)
             done.skipped_in_a_row = 0
         else:

@@ -1,0 +1,35 @@
+"""The demo from end to end, made small: what it writes, that it says what it is, and that it can be repeated."""
+
+import json
+
+from uxnet.experiments.demo import run_demo
+from uxnet.recipe import load_recipe, with_overrides
+
+SMALL = [
+    "network.settings.widths=[4, 8]",
+    "network.settings.depths=[1, 1]",
+    "network.settings.hidden=8",
+    "sampling.patch=[32, 32, 16]",
+    "prepare.spacing_mm=[8, 8, 8]",
+    "training.steps=4",
+    "training.validate_every=4",
+]
+
+
+def test_the_demo_trains_scores_and_shows_what_it_did(tmp_path):
+    recipe = with_overrides(load_recipe("phantom"), SMALL)
+    demo = run_demo(tmp_path, recipe=recipe, cases=5)
+    page = demo.page.read_text()
+    assert "phantoms" in page and "nothing about how well it segments patients" in page
+    assert page.count("data:image/png;base64,") == 2
+    assert demo.intensity is not None and demo.intensity.overall().dice.interval.mean < 0.6
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["n_failures"] == 0 and metrics["n_cases"] == len(demo.network.cases) == 1
+    trained = json.loads((tmp_path / "run" / "split.json").read_text())["folds"][0]["train"]
+    assert not set(trained) & {case.name for case in demo.network.cases}
+
+    before = (tmp_path / "run" / "model.uxnet").read_bytes()
+    again = run_demo(tmp_path, recipe=recipe, cases=5)
+    assert again.network.overall().dice.interval.mean == demo.network.overall().dice.interval.mean
+    # Nothing was trained anew: the same weights come out (the file also holds the time that it took).
+    assert len((tmp_path / "run" / "model.uxnet").read_bytes()) - len(before) in range(-8, 9)

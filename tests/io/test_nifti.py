@@ -1,0 +1,502 @@
+"""NIfTI in and out, with nibabel as the oracle."""
+
+import gzip
+import os
+import stat
+
+import nibabel as nib
+import numpy as np
+import pytest
+from grids import FEW, affines, shapes
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from uxnet.errors import VolumeError
+from uxnet.geometry import Geometry
+from uxnet.io import atomic, case_name, is_nifti, read_geometry, read_image, read_labels, write_image, write_json, write_labels
+from uxnet.volume import Volume
+
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = Rotation.from_euler("xyz", (12, -7, 20), degrees=True).as_matrix() @ np.diag((-0.7, 0.9, 2.5))
+OBLIQUE[:3, 3] = (83.1, -120.7, -44.4)
+KEPT = ["sform_code", "qform_code", "xyzt_units", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"]
+KEPT += ["srow_x", "srow_y", "srow_z"]
+
+
+def save(path, array, affine=OBLIQUE, *, kind=nib.Nifti1Image, endianness="<", sform=None, qform=None, units=("mm", "sec"), slope=None):
+    """A file made by nibabel; `sform` and `qform` are (affine, code), by default nibabel's own choice."""
+    header = kind.header_class(endianness=endianness)
+    header.set_data_dtype(array.dtype)
+    image = kind(array, affine, header)
+    image.header.set_xyzt_units(*units)
+    if sform is not None:
+        image.set_sform(*sform)
+    if qform is not None:
+        image.set_qform(*qform)
+    if slope is not None:
+        image.header.set_slope_inter(*slope)
+    nib.save(image, path)
+    return path
+
+
+def patch(path, changes):
+    """Overwrites bytes of a file's header: {offset: (numpy dtype, value)}."""
+    opener = gzip.open if path.name.endswith(".gz") else open
+    with opener(path, "rb") as file:
+        raw = bytearray(file.read())
+    for offset, (dtype, value) in changes.items():
+        blob = np.array(value, dtype=dtype).tobytes()
+        raw[offset : offset + len(blob)] = blob
+    with opener(path, "wb") as file:
+        file.write(raw)
+    return path
+
+
+def raw_header(path):
+    """The header as it stands in the file, without nibabel's repairs, as a little-endian record."""
+    opener = gzip.open if path.name.endswith(".gz") else open
+    with opener(path, "rb") as file:
+        blob = file.read(540)
+    kind = nib.Nifti2Header if 540 in (int.from_bytes(blob[:4], "little"), int.from_bytes(blob[:4], "big")) else nib.Nifti1Header
+    return kind(blob[: kind.sizeof_hdr], check=False).as_byteswapped("<")
+
+
+def blocks(shape=(6, 5, 4)):
+    array = np.zeros(shape, np.uint8)
+    array[1:3, 1:4, 2:] = 1
+    array[4:, 2:, :2] = 3
+    return array
+
+
+# Reading
+
+
+@FEW
+@given(
+    affines(turn=90),
+    shapes(),
+    st.sampled_from(["uint8", "int8", "int16", "uint16", "int32", "float32", "float64"]),
+    st.sampled_from("<>"),
+    st.sampled_from([".nii", ".nii.gz"]),
+    st.sampled_from([nib.Nifti1Image, nib.Nifti2Image]),
+)
+def test_whatever_nibabel_writes_is_read_as_nibabel_reads_it(tmp_path_factory, affine, shape, dtype, endianness, suffix, kind):
+    path = tmp_path_factory.mktemp("any") / f"scan{suffix}"
+    array = np.random.default_rng(0).integers(0, 100, shape).astype(dtype)
+    save(path, array, affine, kind=kind, endianness=endianness)
+    volume, oracle = read_image(path), nib.load(path)
+    assert oracle.header.endianness == endianness
+    np.testing.assert_array_equal(volume.array[0], oracle.get_fdata().astype(np.float32))
+    np.testing.assert_array_equal(volume.geometry.affine_ras, oracle.affine)
+    assert volume.geometry.orientation == "".join(nib.aff2axcodes(oracle.affine))
+    assert volume.array.dtype == np.float32
+    assert volume.array.dtype.isnative
+    assert read_geometry(path) == volume.geometry
+    labels = read_labels(path)
+    np.testing.assert_array_equal(labels.array[0], array)
+    assert labels.array.dtype.isnative
+
+
+@pytest.mark.parametrize(("s", "q"), [(0, 1), (1, 0), (2, 1), (1, 1), (4, 3), (0, 5)])
+def test_the_sform_counts_before_the_qform(tmp_path, s, q):
+    other = np.diag((-2.0, -2, 3, 1))
+    path = save(tmp_path / "a.nii", blocks(), None, sform=(OBLIQUE, s), qform=(other, q))
+    np.testing.assert_array_equal(read_image(path).geometry.affine_ras, nib.load(path).affine)
+    np.testing.assert_allclose(read_image(path).geometry.affine_ras, OBLIQUE if s else other, atol=1e-4)
+
+
+@pytest.mark.parametrize("slope", [(2.5, -7.0), (1.0, 0.0), (-1.0, 100.0), (1.0, 3.0)])
+@pytest.mark.parametrize("endianness", ["<", ">"])
+def test_slope_and_intercept_count(tmp_path, slope, endianness):
+    stored = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    path = save(tmp_path / "a.nii.gz", stored, endianness=endianness)
+    patch(path, {112: (f"{endianness}f4", slope)})
+    np.testing.assert_allclose(read_image(path).array[0], stored * slope[0] + slope[1])
+    assert read_labels(path).array.dtype.kind in "iu" if slope[0] != 2.5 else True
+
+
+def test_a_slope_of_zero_means_none(tmp_path):
+    path = patch(save(tmp_path / "a.nii", blocks()), {112: ("<f4", (0, 50))})
+    np.testing.assert_array_equal(read_image(path).array[0], blocks())
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((4, 5, 6, 3), 3), ((4, 5, 6, 1, 3), 3), ((4, 5, 6, 1), 1), ((4, 5, 6, 1, 1), 1)])
+def test_the_fourth_axis_or_the_vector_axis_is_the_channels(tmp_path, shape, channels):
+    array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    volume = read_image(save(tmp_path / "a.nii.gz", array))
+    assert volume.array.shape == (channels, 4, 5, 6)
+    for c in range(channels):
+        np.testing.assert_array_equal(volume.array[c], array.reshape(4, 5, 6, -1)[..., c])
+
+
+def test_one_file_a_channel(tmp_path):
+    paths = [save(tmp_path / f"{n}.nii.gz", blocks() + n) for n in range(3)]
+    volume = read_image(*paths)
+    assert volume.array.shape == (3, 6, 5, 4)
+    assert [int(channel[0, 0, 0]) for channel in volume.array] == [0, 1, 2]
+    assert volume.source.path == paths[0]
+    moved = OBLIQUE.copy()
+    moved[0, 3] += 1
+    stray = save(tmp_path / "stray.nii.gz", blocks(), moved)
+    with pytest.raises(VolumeError, match=r"stray\.nii\.gz.*grid"):
+        read_image(paths[0], stray)
+    with pytest.raises(VolumeError, match="at least one"):
+        read_image()
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [([0, 255], "uint8"), ([-1, 5], "int8"), ([0, 300], "uint16"), ([-200, 5], "int16"), ([0, 70000], "int32"), ([0, 2**40], "int64")],
+)
+@pytest.mark.parametrize("stored", ["int64", "float64"])
+def test_label_maps_come_in_the_smallest_type(tmp_path, values, dtype, stored):
+    labels = read_labels(save(tmp_path / "a.nii", np.array(values, stored).reshape(2, 1, 1)))
+    assert labels.array.dtype == dtype
+    assert labels.array.ravel().tolist() == values
+
+
+# What is refused, always by a sentence that names the file
+
+
+def truncated(path):
+    save(path, np.random.default_rng(0).normal(size=(20, 20, 20)))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def almost_whole(path):
+    save(path, np.random.default_rng(0).normal(size=(20, 20, 20)))
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def only_a_start(path):
+    save(path, blocks())
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def singular(path):
+    save(path, blocks(), None, sform=(np.diag((1.0, 1, 0, 1)), 1), qform=(np.eye(4), 0))
+
+
+def rgb(path):
+    save(path, np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]))
+
+
+DAMAGED = {
+    "truncated": truncated,
+    "almost whole": almost_whole,
+    "only a start": only_a_start,
+    "text": lambda path: path.write_text("patient,age\n1,2\n" * 100),
+    "empty": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(1000)),
+    "complex": lambda path: save(path, np.zeros((4, 4, 4), np.complex64)),
+    "rgb": rgb,
+    "flat": lambda path: save(path, np.zeros((4, 4), np.uint8), np.eye(4)),
+    "no codes": lambda path: save(path, blocks(), None, sform=(np.eye(4), 0), qform=(np.eye(4), 0)),
+    "singular": singular,
+    "nan in the affine": lambda path: patch(save(path, blocks()), {280: ("<f4", np.nan)}),
+    "bad quaternion": lambda path: patch(save(path, blocks(), None, sform=(None, 0), qform=(np.eye(4), 1)), {256: ("<f4", (2, 2, 2))}),
+    "nan quaternion": lambda path: patch(save(path, blocks(), None, sform=(None, 0), qform=(np.eye(4), 1)), {256: ("<f4", np.nan)}),
+    "unknown type": lambda path: patch(save(path, blocks()), {70: ("<i2", 999)}),
+    "empty axis": lambda path: patch(save(path, blocks()), {42: ("<i2", 0)}),
+    "negative axis": lambda path: patch(save(path, blocks()), {42: ("<i2", -5)}),
+    "no axes": lambda path: patch(save(path, blocks()), {40: ("<i2", 0)}),
+    "too many axes": lambda path: patch(save(path, blocks()), {40: ("<i2", 77)}),
+    "time and vectors": lambda path: save(path, np.zeros((4, 4, 4, 2, 3), np.uint8)),
+    "more voxels than bytes": lambda path: patch(save(path, blocks()), {42: ("<i2", (500, 500, 50))}),
+    "absurdly many voxels": lambda path: patch(save(path, blocks()), {40: ("<i2", [7] + [32767] * 7)}),
+    "offset behind the end": lambda path: patch(save(path, blocks()), {108: ("<f4", 1e6)}),
+    "offset is no number": lambda path: patch(save(path, blocks()), {108: ("<f4", np.nan)}),
+    "infinite slope": lambda path: patch(save(path, blocks()), {112: ("<f4", (np.inf, np.nan))}),
+    "slope without intercept": lambda path: patch(save(path, blocks()), {112: ("<f4", (2, np.inf))}),
+}
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_what_cannot_be_trusted_is_refused_by_name(tmp_path, damage, suffix):
+    path = tmp_path / f"patient{suffix}"
+    DAMAGED[damage](path)
+    for read in (read_image, read_labels):
+        if damage == "infinite slope":
+            continue
+        with pytest.raises(VolumeError) as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+
+
+def test_an_infinite_slope_is_none_as_in_nibabel(tmp_path):
+    path = tmp_path / "a.nii"
+    DAMAGED["infinite slope"](path)
+    try:
+        oracle = nib.load(path).get_fdata()
+    except Exception:
+        with pytest.raises(VolumeError):
+            read_image(path)
+    else:
+        np.testing.assert_array_equal(read_image(path).array[0], oracle)
+
+
+def test_a_damaged_byte_in_a_compressed_file_is_found_by_its_checksum(tmp_path):
+    path = save(tmp_path / "a.nii.gz", np.random.default_rng(0).integers(0, 200, (12, 12, 12)).astype(np.uint8))
+    whole, expected = path.read_bytes(), read_image(path).array
+    for offset in np.linspace(10, len(whole) - 5, 60).astype(int):
+        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0x10]) + whole[offset + 1 :])
+        try:
+            found = read_image(path).array
+        except VolumeError as error:
+            assert str(path) in str(error)
+        else:
+            np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_hold_finite_numbers_only(tmp_path, value):
+    array = np.zeros((4, 4, 4), np.float32)
+    array[1, 2, 3:] = value
+    path = save(tmp_path / "a.nii.gz", array)
+    with pytest.raises(VolumeError, match=r"a\.nii\.gz: 1 voxels are not finite"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("value", [0.5, 1e-6, np.nan, np.inf, -np.inf, 1e300])
+def test_label_maps_hold_whole_numbers_only(tmp_path, value):
+    array = np.zeros((4, 4, 4))
+    array[1, 2, 3:] = value
+    path = save(tmp_path / "a.nii.gz", array)
+    with pytest.raises(VolumeError, match=r"a\.nii\.gz: 1 voxels are no whole numbers"):
+        read_labels(path)
+
+
+def test_label_maps_have_one_channel(tmp_path):
+    with pytest.raises(VolumeError, match=r"a\.nii.*one channel"):
+        read_labels(save(tmp_path / "a.nii", np.zeros((3, 3, 3, 2), np.uint8)))
+
+
+def test_other_names_and_missing_files_are_refused(tmp_path):
+    (tmp_path / "a.mha").write_text("x")
+    (tmp_path / "folder.nii").mkdir()
+    for name, says in (("a.mha", "by its name"), ("b.nii", "no such file"), ("folder.nii", "no such file")):
+        with pytest.raises(VolumeError, match=f"{name}.*{says}"):
+            read_image(tmp_path / name)
+
+
+def test_a_header_with_any_byte_wrong_is_read_or_refused_but_never_crashes(tmp_path):
+    path = save(tmp_path / "a.nii", blocks())
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for n in range(150):
+        raw = bytearray(whole)
+        for offset in rng.integers(0, 352, 1 + n % 3):
+            raw[offset] = rng.integers(256)
+        path.write_bytes(raw)
+        try:
+            volume = read_image(path)
+        except VolumeError as error:
+            assert str(path) in str(error)
+        else:
+            assert np.isfinite(volume.array).all()
+
+
+# Writing
+
+
+def assert_same_space(made, source):
+    """The header fields that say where voxels are: bit for bit those of the source."""
+    a, b = raw_header(made), raw_header(source)
+    for field in KEPT:
+        assert a[field].tobytes() == b[field].tobytes(), f"{field}: {a[field]} is not {b[field]}"
+    assert a["pixdim"][:4].tobytes() == b["pixdim"][:4].tobytes(), f"pixdim: {a['pixdim']} is not {b['pixdim']}"
+    assert a["dim"][1:4].tolist() == b["dim"][1:4].tolist()
+    assert type(a) is type(b)
+    np.testing.assert_array_equal(nib.load(made).affine, nib.load(source).affine)
+
+
+SOURCES = {
+    "plain": {},
+    "sform only": {"affine": None, "sform": (OBLIQUE, 2), "qform": (None, 0)},
+    "qform only": {"affine": None, "sform": (None, 0), "qform": (OBLIQUE, 1)},
+    "both differ": {"affine": None, "sform": (OBLIQUE, 4), "qform": (np.diag((-2.0, 2, 3, 1)), 1)},
+    "sheared sform": {"affine": np.array([[1, 0.3, 0, 5], [0, 1, 0.1, 6], [0, 0, 2, 7], [0, 0, 0, 1.0]])},
+    "nifti-2": {"kind": nib.Nifti2Image},
+    "big-endian": {"endianness": ">"},
+    "big-endian nifti-2": {"endianness": ">", "kind": nib.Nifti2Image},
+    "no units": {"units": ("unknown", "unknown")},
+    "microseconds": {"units": ("mm", "usec")},
+    "scaled": {"slope": (2.0, 1.0)},
+}
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_labels_repeat_where_the_scan_is_bit_for_bit(tmp_path, source, suffix):
+    scan = save(tmp_path / f"scan{suffix}", np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32), **SOURCES[source])
+    volume = read_image(scan)
+    made = tmp_path / f"labels{suffix}"
+    write_labels(made, volume.with_array(blocks()[np.newaxis]))
+    assert_same_space(made, scan)
+    image = nib.load(made)
+    assert image.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(np.asarray(image.dataobj), blocks())
+    assert image.dataobj.slope == 1
+    assert image.dataobj.inter == 0
+    assert read_labels(made).geometry == volume.geometry
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4, 2), (6, 5, 4, 1, 2), (6, 5, 4, 1)])
+def test_labels_of_a_scan_of_several_channels(tmp_path, shape):
+    scan = save(tmp_path / "scan.nii.gz", np.zeros(shape, np.float32))
+    made = tmp_path / "labels.nii.gz"
+    write_labels(made, read_image(scan).with_array(blocks()[np.newaxis]))
+    assert_same_space(made, scan)
+    assert nib.load(made).shape == (6, 5, 4)
+
+
+def test_a_handedness_left_at_zero_is_written_as_the_one_it_means(tmp_path):
+    """Some programs leave pixdim[0] at 0; nibabel repairs that while reading."""
+    scan = patch(save(tmp_path / "scan.nii", blocks()), {76: ("<f4", 0)})
+    write_labels(tmp_path / "labels.nii", read_image(scan).with_array(blocks()[np.newaxis]))
+    patch(scan, {76: ("<f4", 1)})
+    assert_same_space(tmp_path / "labels.nii", scan)
+
+
+def test_what_belongs_to_the_image_is_not_repeated(tmp_path):
+    image = nib.Nifti1Image(blocks(), OBLIQUE)
+    image.header["cal_max"], image.header["descrip"] = 400, b"a scan"
+    image.header.set_intent("z score")
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
+    nib.save(image, tmp_path / "scan.nii")
+    write_labels(tmp_path / "labels.nii", read_image(tmp_path / "scan.nii").with_array(blocks()[np.newaxis]))
+    header = nib.load(tmp_path / "labels.nii").header
+    assert header["cal_max"] == 0
+    assert header["intent_code"] == 0
+    assert b"Jane Doe" not in (tmp_path / "labels.nii").read_bytes()
+    assert (tmp_path / "labels.nii").stat().st_size == 352 + blocks().size
+
+
+@FEW
+@given(affines(turn=90), shapes(), st.sampled_from(["uint8", "int8", "int16", "uint16", "int32", "int64"]))
+def test_labels_from_memory_are_read_back(tmp_path_factory, affine, shape, dtype):
+    path = tmp_path_factory.mktemp("labels") / "a.nii.gz"
+    array = np.random.default_rng(0).integers(0, 100, (1, *shape)).astype(dtype)
+    geometry = Geometry(shape, affine)
+    write_labels(path, Volume(array, geometry))
+    back = read_labels(path)
+    np.testing.assert_array_equal(back.array, array)
+    assert back.geometry.same_grid(geometry)
+    header = nib.load(path).header
+    assert header.get_data_dtype() == dtype
+    assert header.get_xyzt_units()[0] == "mm"
+    assert min(header["sform_code"], header["qform_code"]) > 0
+    # Programs that look at the qform see the same place.
+    assert Geometry(shape, header.get_qform()).same_grid(geometry, 0.05)
+
+
+def test_images_are_read_back_with_their_channels(tmp_path):
+    array = np.random.default_rng(0).normal(size=(2, 6, 5, 4)).astype(np.float32)
+    for name, channels in (("a.nii.gz", 1), ("b.nii", 2)):
+        write_image(tmp_path / name, Volume(array[:channels], Geometry((6, 5, 4), OBLIQUE)))
+        np.testing.assert_array_equal(read_image(tmp_path / name).array, array[:channels])
+
+
+@pytest.mark.parametrize("array", [np.zeros((1, 2, 2, 2), np.float32), np.zeros((2, 2, 2, 2), np.uint8), np.zeros((1, 2, 2, 2), bool)])
+def test_what_is_no_label_map_is_not_written(tmp_path, array):
+    with pytest.raises(VolumeError, match=r"a\.nii.*one channel of integers"):
+        write_labels(tmp_path / "a.nii", Volume(array, Geometry((2, 2, 2), np.eye(4))))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [np.float16, bool])
+def test_a_type_that_nifti_does_not_have_is_refused_by_name(tmp_path, dtype):
+    with pytest.raises(VolumeError, match=r"a\.nii"):
+        write_image(tmp_path / "a.nii", Volume(np.zeros((1, 2, 2, 2), dtype), Geometry((2, 2, 2), np.eye(4))))
+
+
+def test_too_long_a_side_is_refused_by_name(tmp_path):
+    with pytest.raises(VolumeError, match=r"a\.nii"):
+        write_labels(tmp_path / "a.nii", Volume(np.zeros((1, 40000, 2, 1), np.uint8), Geometry((40000, 2, 1), np.eye(4))))
+
+
+def test_places_that_cannot_be_written_to_are_refused_by_name(tmp_path):
+    volume = Volume(blocks()[np.newaxis], Geometry((6, 5, 4), np.eye(4)))
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder.nii").mkdir()
+    for path in (tmp_path / "file" / "a.nii", tmp_path / "folder.nii", tmp_path / "a.mha"):
+        with pytest.raises(VolumeError, match=path.name):
+            write_labels(path, volume)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.nii"]
+
+
+@pytest.mark.parametrize("name", ["A.NII", "A.NII.GZ", "a.b.nii.gz", "é ö.nii.gz"])
+def test_unusual_names_are_written_and_read(tmp_path, name):
+    path = tmp_path / name
+    write_labels(path, Volume(blocks()[np.newaxis], Geometry((6, 5, 4), np.eye(4))))
+    np.testing.assert_array_equal(read_labels(path).array[0], blocks())
+    assert (path.read_bytes()[:2] == b"\x1f\x8b") == name.lower().endswith("gz")
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_the_same_labels_make_the_same_file(tmp_path):
+    volume = Volume(blocks()[np.newaxis], Geometry((6, 5, 4), OBLIQUE))
+    write_labels(tmp_path / "a.nii.gz", volume)
+    write_labels(tmp_path / "b" / "a.nii.gz", volume)
+    a, b = (nib.load(p) for p in (tmp_path / "a.nii.gz", tmp_path / "b" / "a.nii.gz"))
+    assert a.header == b.header
+    np.testing.assert_array_equal(np.asarray(a.dataobj), np.asarray(b.dataobj))
+
+
+# Whole or not at all
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError()])
+def test_a_file_whose_writing_fails_halfway_is_left_as_it_was(tmp_path, monkeypatch, name, error):
+    path = tmp_path / name
+    volume = Volume(blocks()[np.newaxis], Geometry((6, 5, 4), np.eye(4)))
+    write_labels(path, volume)
+    before = path.read_bytes()
+
+    def half(image, temporary):
+        temporary.write_bytes(b"half a fi")
+        raise error
+
+    monkeypatch.setattr(nib, "save", half)
+    expected = VolumeError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected) as caught:
+        write_labels(path, volume.with_array(volume.array + 1))
+    if expected is VolumeError:
+        assert str(path) in str(caught.value)
+        assert "No space left" in str(caught.value)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_being_written_is_no_case(tmp_path):
+    with atomic(tmp_path / "deep" / "a.nii.gz") as temporary:
+        temporary.write_text("new")
+        assert not is_nifti(temporary)
+        assert temporary.name.endswith(".nii.gz")
+        assert not (tmp_path / "deep" / "a.nii.gz").exists()
+    assert (tmp_path / "deep" / "a.nii.gz").read_text() == "new"
+    assert len(list((tmp_path / "deep").iterdir())) == 1
+
+
+def test_files_are_as_readable_as_others(tmp_path):
+    write_json(tmp_path / "a.json", {"ü": [1]})
+    (tmp_path / "b.json").write_text("{}")
+    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == stat.S_IMODE((tmp_path / "b.json").stat().st_mode)
+    assert "ü" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", object())
+    assert "ü" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "b.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "nifti"),
+    [("a.nii.gz", "a", True), ("a.nii", "a", True), ("A.NII.GZ", "A", True), ("a.b.nii", "a.b", True), ("._a.nii.gz", "._a", False)],
+)
+def test_names_of_cases(tmp_path, name, case, nifti):
+    assert case_name(tmp_path / name) == case
+    assert is_nifti(tmp_path / name) == nifti
+    assert not is_nifti(tmp_path / "a.json")
