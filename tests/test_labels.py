@@ -71,9 +71,7 @@ def test_many_labels_need_two_bytes():
         np.testing.assert_array_equal(labels.decode(labels.encode(values)), values)
 
 
-@pytest.mark.parametrize(
-    "values", [[0, 9], [0, -1], [2**40, 0], [-(2**40)], [1.5, 0.0], [np.nan], [255]], ids=["far", "negative", "huge", "small", "half", "nan", "byte"]
-)
+@pytest.mark.parametrize("values", [[0, 9], [0, -1], [2**40, 0], [-(2**40)], [1.5, 0.0], [np.nan], [255]], ids=str)
 def test_a_value_that_is_no_label_is_named(values):
     with pytest.raises(LabelsError, match=re.escape(str(max(values, key=abs)))):
         Labels((Label("a", 1), Label("b", 2))).encode(np.array(values))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -41,17 +42,26 @@ def work(function: Callable[[Item], Result], items: Sequence[Item], workers: int
         return
     # A fresh interpreter for each worker: forking a process whose libraries have threads can hang it.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(items)), mp_context=context) as pool:
-        futures = {pool.submit(_run, function, item): item for item in items}
-        try:
-            for future in as_completed(futures):
-                try:
-                    yield future.result()
-                except BrokenProcessPool as error:
-                    yield Finished(futures[future], None, UxnetError(f"a worker process died, perhaps for lack of memory ({error})"))
-        finally:
-            # Whoever stops listening (a cancellation) does not want the units that have not begun.
-            pool.shutdown(cancel_futures=True)
+    left, workers = list(range(len(items))), min(workers, len(items))
+    while left:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            futures: dict[Future[Finished[Item, Result]], int] = {}
+            try:
+                # A process that dies breaks the whole pool: what it left undone is taken up again below.
+                with contextlib.suppress(BrokenProcessPool):
+                    futures.update((pool.submit(_run, function, items[n]), n) for n in left)
+                for future in as_completed(futures):
+                    if not isinstance(future.exception(), BrokenProcessPool):
+                        left.remove(futures[future])
+                        yield future.result()
+            finally:
+                # Whoever stops listening (a cancellation) does not want the units that have not begun.
+                pool.shutdown(cancel_futures=True)
+        if left and workers == 1:
+            # A single process works in order, so it died over the first unit that is left.
+            yield Finished(items[left.pop(0)], None, UxnetError("the worker process died, perhaps for lack of memory"))
+        # One at a time from here on: it is known then who dies, and there is more memory for each.
+        workers = 1
 
 
 def _run(function: Callable[[Item], Result], item: Item) -> Finished[Item, Result]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
@@ -28,6 +31,9 @@ from uxnet.recipe import Recipe, recipe_from_dict, recipe_to_dict
 
 SCHEMA = 1
 Weights = Mapping[str, NDArray[Any]]
+
+# What zipfile raises over damaged bytes, RuntimeError for a part that calls itself encrypted or oddly compressed.
+_DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,11 +134,13 @@ def read_weights(model: Model, stage: int = 0) -> dict[str, NDArray[Any]]:
         declared = model.description["stages"][stage]
         with zipfile.ZipFile(model.path) as archive:
             blob = archive.read(declared["weights"])
-    except (KeyError, IndexError, OSError, zipfile.BadZipFile) as error:
+        intact = hashlib.sha256(blob).hexdigest() == declared["sha256"]
+        tensors = load_safetensors(blob) if intact else {}
+    except (IndexError, SafetensorError, *_DAMAGE) as error:
         raise ModelError(f"{model.path}: the weights of stage {stage} cannot be read, the file is damaged ({error})") from error
-    if hashlib.sha256(blob).hexdigest() != declared["sha256"]:
+    if not intact:
         raise ModelError(f"{model.path}: the weights of stage {stage} are not those that were written (sha256 differs); copy the file anew")
-    return load_safetensors(blob)
+    return tensors
 
 
 def _description(path: Path) -> dict[str, Any]:
@@ -141,7 +149,7 @@ def _description(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             description = json.loads(archive.read("model.json"))
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except _DAMAGE as error:
         raise ModelError(f"{path}: not a uxnet model, or damaged ({error})") from error
     if not isinstance(description, dict) or not isinstance(description.get("schema"), int):
         raise ModelError(f"{path}: not a uxnet model: model.json gives no schema version")

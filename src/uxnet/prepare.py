@@ -197,16 +197,19 @@ def _crop_box(image: NDArray[Any], oriented: Geometry, grid: Geometry, above: fl
 
 
 def _covered(trail: Trail) -> Box:
-    """The box of the scan's own (oriented) voxels whose centres lie inside the prepared grid."""
+    """The box of the scan's own (oriented) voxels whose centres lie inside the prepared grid.
+
+    Where nothing was cropped it reaches to the scan's edge: a grid of whole voxels may end a little before the scan does.
+    """
     oriented = trail.oriented
-    if trail.box == full_box(trail.grid.shape):
-        return full_box(oriented.shape)
     scale, shift = _mapping(oriented, trail.prepared)  # an index of the prepared grid -> of the scan's
     start, stop = [], []
     for axis in range(3):
         low, high = scale[axis] * -0.5 + shift[axis], scale[axis] * (trail.box.shape[axis] - 0.5) + shift[axis]
-        start.append(max(0, int(np.ceil(low - 1e-6))))
-        stop.append(min(oriented.shape[axis], max(start[-1] + 1, int(np.floor(high + 1e-6)) + 1)))
+        side = oriented.shape[axis]
+        start.append(0 if trail.box.start[axis] == 0 else max(0, int(np.ceil(low - 1e-6))))
+        last = max(start[-1], int(np.floor(high + 1e-6)))
+        stop.append(side if trail.box.stop[axis] == trail.grid.shape[axis] else min(side, last + 1))
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 

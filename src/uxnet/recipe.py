@@ -285,7 +285,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         RecipeError: if there is none, it is no TOML, or a key is unknown or has a wrong value; the message names file and key.
     """
     path = Path(name_or_path)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or path.is_file():
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

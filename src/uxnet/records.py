@@ -15,18 +15,23 @@ Record = dict[str, Any]
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Adds a line and hands it to the disk."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            # A line that a crash cut off must not take this one with it.
+            line = line if file.read() == b"\n" else b"\n" + line
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())
 
 
 def read_records(path: Path) -> list[Record]:
-    """Every whole line, in order; a last line that was cut off by a crash is left out. No file gives no records."""
+    """Every whole line, in order; a line that was cut off by a crash is left out. No file gives no records."""
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
             record = json.loads(line)
         except ValueError:

@@ -207,7 +207,6 @@ DAMAGED = {
     "absurdly many voxels": lambda path: patch(save(path, blocks()), {40: ("<i2", [7] + [32767] * 7)}),
     "offset behind the end": lambda path: patch(save(path, blocks()), {108: ("<f4", 1e6)}),
     "offset is no number": lambda path: patch(save(path, blocks()), {108: ("<f4", np.nan)}),
-    "infinite slope": lambda path: patch(save(path, blocks()), {112: ("<f4", (np.inf, np.nan))}),
     "slope without intercept": lambda path: patch(save(path, blocks()), {112: ("<f4", (2, np.inf))}),
 }
 
@@ -218,36 +217,28 @@ def test_what_cannot_be_trusted_is_refused_by_name(tmp_path, damage, suffix):
     path = tmp_path / f"patient{suffix}"
     DAMAGED[damage](path)
     for read in (read_image, read_labels):
-        if damage == "infinite slope":
-            continue
         with pytest.raises(VolumeError) as caught:
             read(path)
         assert str(path) in str(caught.value)
 
 
-def test_an_infinite_slope_is_none_as_in_nibabel(tmp_path):
-    path = tmp_path / "a.nii"
-    DAMAGED["infinite slope"](path)
-    try:
-        oracle = nib.load(path).get_fdata()
-    except Exception:
-        with pytest.raises(VolumeError):
-            read_image(path)
-    else:
-        np.testing.assert_array_equal(read_image(path).array[0], oracle)
+def test_an_infinite_slope_means_none_as_in_nibabel(tmp_path):
+    path = patch(save(tmp_path / "a.nii", blocks()), {112: ("<f4", (np.inf, np.nan))})
+    np.testing.assert_array_equal(nib.load(path).get_fdata(), blocks())
+    np.testing.assert_array_equal(read_image(path).array[0], blocks())
 
 
 def test_a_damaged_byte_in_a_compressed_file_is_found_by_its_checksum(tmp_path):
     path = save(tmp_path / "a.nii.gz", np.random.default_rng(0).integers(0, 200, (12, 12, 12)).astype(np.uint8))
-    whole, expected = path.read_bytes(), read_image(path).array
+    whole, expected, refusals = path.read_bytes(), read_image(path).array, []
     for offset in np.linspace(10, len(whole) - 5, 60).astype(int):
         path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0x10]) + whole[offset + 1 :])
         try:
-            found = read_image(path).array
+            np.testing.assert_array_equal(read_image(path).array, expected)
         except VolumeError as error:
-            assert str(path) in str(error)
-        else:
-            np.testing.assert_array_equal(found, expected)
+            refusals.append(str(error))
+    assert len(refusals) > 50
+    assert all(str(path) in refusal for refusal in refusals)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -283,19 +274,18 @@ def test_other_names_and_missing_files_are_refused(tmp_path):
 
 def test_a_header_with_any_byte_wrong_is_read_or_refused_but_never_crashes(tmp_path):
     path = save(tmp_path / "a.nii", blocks())
-    whole = path.read_bytes()
-    rng = np.random.default_rng(0)
+    whole, rng, refusals = path.read_bytes(), np.random.default_rng(0), []
     for n in range(150):
         raw = bytearray(whole)
         for offset in rng.integers(0, 352, 1 + n % 3):
             raw[offset] = rng.integers(256)
         path.write_bytes(raw)
         try:
-            volume = read_image(path)
+            assert np.isfinite(read_image(path).array).all()
         except VolumeError as error:
-            assert str(path) in str(error)
-        else:
-            assert np.isfinite(volume.array).all()
+            refusals.append(str(error))
+    assert 10 < len(refusals) < 140
+    assert all(str(path) in refusal for refusal in refusals)
 
 
 # Writing

@@ -39,6 +39,7 @@ def run(
         device: auto, cpu, cuda, cuda:N or mps.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from uxnet.cli.render import duration, reporting
     from uxnet.errors import InputError
@@ -62,5 +63,5 @@ def run(
         out.print(f"mean Dice {ours:.3f} by the network, {alone:.3f} by each voxel's intensity alone", highlight=False)
     if data is None:
         out.print("These are synthetic phantoms: they show that everything works, not how well patients are segmented.")
-    out.print(f"{duration(demo.seconds)}; open {demo.page}", soft_wrap=True, highlight=False)
+    out.print(f"{duration(demo.seconds)}; open {escape(str(demo.page))}", soft_wrap=True, highlight=False)
     return 0

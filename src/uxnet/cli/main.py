@@ -58,12 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     description = f"{module.run.__doc__}\n\n{module.EXAMPLES}"
     try:
         return int(tyro.cli(module.run, prog=f"uxnet {verb}", args=arguments[1:], description=_without_args(description)))
-    except (UxnetError, OSError) as error:
-        print(f"uxnet {verb}: {error}", file=sys.stderr)
-        return 1
     except (KeyboardInterrupt, Cancelled):
         print(f"uxnet {verb}: interrupted", file=sys.stderr)
         return 130
+    except (UxnetError, OSError) as error:
+        print(f"uxnet {verb}: {error}", file=sys.stderr)
+        return 1
 
 
 def _without_args(text: str) -> str:

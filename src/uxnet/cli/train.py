@@ -55,6 +55,7 @@ def run(
         workers: processes that check and prepare cases. By default one a core.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from uxnet.cli.render import duration, reporting
@@ -87,11 +88,11 @@ def run(
         table.add_column(name, justify="right" if name == "Dice" else "left")
     validation = provenance.get("validation", {})
     for name, value in {**validation.get("classes", {}), "mean": validation.get("dice")}.items():
-        table.add_row(name, "-" if value is None else f"{value:.4f}")
+        table.add_row(escape(name), "-" if value is None else f"{value:.4f}")
     out = Console()
     cases, training = len(provenance["split"]["validation"]), provenance["training"]
     took = duration(training["seconds"])
     out.print(f"weights of step {training['step']} of {training['steps']}, {took}; {cases} validation cases:", highlight=False)
     out.print(table)
-    out.print(f"written: {model}", soft_wrap=True, highlight=False)
+    out.print(f"written: {escape(str(model))}", soft_wrap=True, highlight=False)
     return 0

@@ -86,6 +86,7 @@ def open_case(folder: Path, name: str) -> CachedCase:
 def _make(case: Case, *, preparation: Preparation, labels: Labels, folder: Path) -> None:
     if case.labels is None:
         raise DatasetError(f"{case.name}: it has no label map; training needs one")
+    made_from = _inputs(case, preparation, labels)  # before reading: a file that changes meanwhile is noticed next time
     volume, reference = read_image(*case.images), read_labels(case.labels)
     if not volume.geometry.same_grid(reference.geometry):
         raise DatasetError(f"{case.labels}: its grid differs from its image's; run `uxnet inspect` on the dataset")
@@ -96,10 +97,11 @@ def _make(case: Case, *, preparation: Preparation, labels: Labels, folder: Path)
     image, trail = prepare(volume, preparation)
     indices = prepare_labels(encoded, trail, preparation.label_interpolation)
     places = _places(indices, len(labels.foreground))
+    # What an earlier preparation left must not vouch for arrays that are no longer its own, should this one break off.
+    (folder / f"{case.name}.json").unlink(missing_ok=True)
     for suffix, array in (("image", image), ("labels", indices), ("places", np.concatenate(places))):
         with atomic(folder / f"{case.name}.{suffix}.npy") as temporary:
             np.save(temporary, array)
-    made_from = _inputs(case, preparation, labels)
     write_json(folder / f"{case.name}.json", {"made_from": made_from, "places": [len(p) for p in places]})
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from uxnet.errors import InputError, UxnetError
+from uxnet.errors import Cancelled, InputError, UxnetError
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.inference.segmenter import Segmenter
 from uxnet.io import case_name, is_nifti, write_json, write_labels
@@ -41,9 +41,10 @@ class Outcome:
 def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
     """The scans that files and folders name.
 
-    A folder gives every NIfTI file in it (not in folders below). Files named NAME_0000, NAME_0001, ... are the channels of one scan
-    where the model takes several, and one scan's only channel where it takes one; other files are scans by themselves. A .json file
-    is a manifest: {"name": "file"} or {"name": ["channel 0", "channel 1"]}, its paths relative to it.
+    A folder gives every NIfTI file in it (not in folders below). Where the model takes several channels, files named NAME_0000,
+    NAME_0001, ... are the channels of one scan NAME; other files are scans by themselves, and hold all channels. Where it takes one,
+    every file is a scan, and NAME_0000 is called NAME unless a neighbour's name ends in another such number (case numbers, as in
+    amos_0004). A .json file is a manifest: {"name": "file"} or {"name": ["channel 0", "channel 1"]}, its paths relative to it.
 
     Raises:
         InputError: if a path does not exist, a folder holds no NIfTI file, channels are missing, or two scans have the same name.
@@ -99,6 +100,8 @@ def predict(segmenter: Segmenter, scans: Sequence[Scan], out: Path, *, overwrite
         error = ""
         try:
             write_labels(outputs[scan.name], segmenter.segment(scan.files, report))
+        except Cancelled:
+            raise
         except (UxnetError, OSError, MemoryError) as problem:
             error = str(problem) or f"{scan.files[0]}: {type(problem).__name__}"
             report(Warn(error))
@@ -121,29 +124,38 @@ def _manifest(path: Path) -> list[Scan]:
         scans = [Scan(name, tuple(path.parent / str(f) for f in files)) for name, files in items]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f'{path}: no manifest; expected {{"name": "file" or ["channel 0", "channel 1"]}} ({error})') from error
-    unsafe = [scan.name for scan in scans if Path(scan.name).name != scan.name or not scan.files]
+    unsafe = [scan.name for scan in scans if not scan.name or Path(scan.name).name != scan.name or not scan.files]
     if unsafe:
         raise InputError(f"{path}: {unsafe[0]!r} is no plain name with at least one file")
     return scans
 
 
 def _by_channels(files: Sequence[Path], channels: int) -> list[Scan]:
+    if channels == 1:
+        matches = {file: _CHANNEL.match(case_name(file)) for file in files}
+        numbered = {file.parent for file, match in matches.items() if match and match.group(2) != "0000"}
+        plain = {file: match is None or file.parent in numbered for file, match in matches.items()}
+        return [Scan(case_name(f) if plain[f] else case_name(f).removesuffix("_0000"), (f,)) for f in files]
+    scans: list[Scan] = []
     groups: dict[tuple[Path, str], dict[int, Path]] = {}
     for file in files:
         match = _CHANNEL.match(case_name(file))
+        if match is None:
+            scans.append(Scan(case_name(file), (file,)))
+            continue
         # Each folder is its own: the same name in two of them is two scans, which the caller then sees as a clash.
-        key = (file, case_name(file)) if match is None else (file.parent, match.group(1))
-        group = groups.setdefault(key, {})
-        number = int(match.group(2)) if match else 0
+        group = groups.setdefault((file.parent, match.group(1)), {})
+        number = int(match.group(2))
         if number in group:
             raise InputError(f"{file}: the same channel of the same scan as {group[number]}; give only one of them")
         group[number] = file
-    scans = []
     for (_, name), group in groups.items():
-        if len(group) > 1 or (channels > 1 and 0 not in group):
-            missing = [n for n in range(max(channels, max(group) + 1)) if n not in group]
-            if missing:
-                raise InputError(f"{next(iter(group.values()))}: channel {missing[0]:04d} of the scan {name} is missing beside it")
+        missing = [n for n in range(max(channels, max(group) + 1)) if n not in group]
+        if missing:
+            raise InputError(
+                f"{next(iter(group.values()))}: channel {missing[0]:04d} of the scan {name} is missing beside it; the model takes {channels}. "
+                "If the number is no channel's, name the files of each scan in a manifest (.json)"
+            )
         scans.append(Scan(name, tuple(file for _, file in sorted(group.items()))))
     return scans
 

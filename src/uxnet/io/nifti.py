@@ -132,12 +132,16 @@ def _open(path: Path) -> Any:
     try:
         image = nib.load(path)
     except (ImageFileError, HeaderDataError, *_DAMAGE) as error:
-        raise VolumeError(f"{path}: cannot be read as NIfTI, it may be damaged or cut short ({error!r})") from error
+        raise VolumeError(f"{path}: cannot be read as NIfTI, it may be damaged or cut short ({_said(error)})") from error
     if not isinstance(image, nib.Nifti1Pair):
         raise VolumeError(f"{path}: its content is {type(image).__name__}, not NIfTI")
     if image.get_data_dtype().kind not in "iuf":
         raise VolumeError(f"{path}: voxels of type {image.get_data_dtype()} are not supported; convert it to one number a voxel")
     return image
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _geometry(image: Any, path: Path) -> Geometry:
@@ -171,7 +175,7 @@ def _voxels(image: Any, path: Path) -> NDArray[Any]:
                 image = type(image).from_bytes(file.read())
         array = np.asanyarray(image.dataobj)
     except _DAMAGE as error:
-        raise VolumeError(f"{path}: its voxels cannot be read, the file may be damaged or cut short ({error!r})") from error
+        raise VolumeError(f"{path}: its voxels cannot be read, the file may be damaged or cut short ({_said(error)})") from error
     native: NDArray[Any] = array.astype(array.dtype.newbyteorder("="), copy=False)
     return native
 

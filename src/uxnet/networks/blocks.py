@@ -81,7 +81,8 @@ class DepthwiseConv3d(nn.Conv3d):
             bias = None if self.bias is None else self.bias.float()
             y = F.conv3d(x.float().contiguous(), self.weight.float().contiguous(), bias, padding=self.padding, groups=self.groups)
         # Back in the caller's precision and memory layout: the next layer then runs as if nothing had happened.
-        return y.to(torch.bfloat16)
+        last = x.is_contiguous(memory_format=torch.channels_last_3d)
+        return y.to(torch.bfloat16, memory_format=torch.channels_last_3d if last else torch.contiguous_format)
 
     def unsafe(self, x: Tensor) -> bool:
         """Whether `x` would meet the hazard: on a CPU, computed in bf16, a side smaller than the kernel."""

@@ -71,7 +71,8 @@ def load_checkpoint(path: Path, network: nn.Module, optimiser: Optimizer, averag
         raise CheckpointError(f"{path}: a checkpoint of another run (its recipe, labels or fold differ); train into another folder")
     try:
         network.load_state_dict(_part(tensors, "network."))
-        average.update(_part(tensors, "average."))
+        for key, value in _part(tensors, "average.").items():
+            average[key].copy_(value)  # not replaced: it lies on the device, the file's does not
         state = optimiser.state_dict()
         state["state"] = {}
         for key, value in _part(tensors, "optimiser.").items():
@@ -110,7 +111,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["uxnet"])
+            header = dict(json.loads(file.metadata()["uxnet"]))
             return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118  # not a dict
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the checkpoint cannot be read ({error})") from error

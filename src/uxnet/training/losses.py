@@ -47,7 +47,8 @@ class SegmentationLoss(nn.Module):
         total = indices.new_zeros((), dtype=torch.float32)
         weights = [0.5**n for n in range(len(levels))]
         for weight, level in zip(weights, levels, strict=True):
-            total = total + weight / sum(weights) * self._one(level.float(), _at(indices, level).long())
+            indices = _at(indices, level)
+            total = total + weight / sum(weights) * self._one(level.float(), indices.long())
         return total
 
     def _one(self, logits: Tensor, indices: Tensor) -> Tensor:
@@ -71,6 +72,9 @@ class SegmentationLoss(nn.Module):
 
 
 def _at(indices: Tensor, level: Tensor) -> Tensor:
-    """The label indices on the grid of a decoder level: the first voxel of each of its cells."""
+    """The label indices on the grid of a decoder level: the first voxel of each of its cells.
+
+    The indices are those of the level before. From odd sides a larger stride than 2 could not be told by the two sides alone.
+    """
     strides = [-(-n // m) for n, m in zip(indices.shape[1:], level.shape[2:], strict=True)]
     return indices[:, :: strides[0], :: strides[1], :: strides[2]]

@@ -1,0 +1,275 @@
+import inspect as python_inspect
+import json
+import subprocess
+import sys
+from importlib import import_module
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import uxnet
+from uxnet.cli.main import VERBS, main
+from uxnet.cli.render import duration, reporting, shown
+from uxnet.errors import Cancelled
+from uxnet.events import Note, Progress, Warn
+
+
+def run(*arguments):
+    """The exit code of a command line, however it comes."""
+    try:
+        return main([str(a) for a in arguments])
+    except SystemExit as end:
+        return end.code
+
+
+def scan(path, shape=(17, 12, 20), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = np.random.default_rng(seed).normal(0, 1, shape).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.diag([-1.5, 1, 2, 1])), path)
+    return path
+
+
+# ---- help, versions, mistakes
+
+
+@pytest.mark.parametrize("arguments", [(), ("-h",), ("--help",), ("help",)])
+def test_help_lists_the_verbs(capsys, arguments):
+    assert run(*arguments) == 0
+    out = capsys.readouterr().out
+    for verb, line in VERBS.items():
+        assert f"  {verb}" in out
+        assert line in out
+    assert "exit codes" in out
+    assert "Not a medical device" in out
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"uxnet {uxnet.__version__}\n"
+
+
+def test_a_wrong_verb(capsys):
+    assert run("segment", "x.nii") == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "'segment'" in said.err
+    assert all(verb in said.err for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_every_argument(capsys, monkeypatch, verb):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert run(verb, "--help") == 0
+    out = capsys.readouterr().out
+    module = import_module(f"uxnet.cli.{verb}")
+    for name, parameter in python_inspect.signature(module.run).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            assert f"--{name.replace('_', '-')}" in out, name
+        described = module.run.__doc__.split("Args:")[1]
+        assert f"        {name}: " in described, f"{name} is not described"
+        # Its words reach the reader, wherever the lines are broken.
+        words = described.split(f"        {name}: ")[1].split("\n        ")[0].split()[:4]
+        assert " ".join(words)[:24] in " ".join(out.replace("│", " ").split()), name
+    assert f"uxnet {verb}" in out
+    assert "examples:" in out
+    assert "Args:" not in out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_wrong_arguments(capsys, verb):
+    assert run(verb, "--no-such-argument", "1") == 2
+    said = capsys.readouterr()
+    assert (said.out, "--" in said.err) == ("", True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "{tmp}/none.uxnet", "{tmp}", "-o", "{tmp}/out"),
+        ("predict", "{tmp}/not-a-model", "{tmp}", "-o", "{tmp}/out"),
+        ("predict", "{model}", "{tmp}/none.nii.gz", "-o", "{tmp}/out"),
+        ("predict", "{model}", "{tmp}/scan.nii.gz", "-o", "{tmp}"),
+        ("predict", "{model}", "{tmp}/scan.nii.gz", "-o", "{tmp}/not-a-model"),
+        ("predict", "{model}", "{tmp}/scan.nii.gz", "-o", "{tmp}/out", "--device", "abacus"),
+        ("predict", "{model}", "{tmp}/scan.nii.gz", "-o", "{tmp}/out", "--device", "cpu", "--precision", "float16"),
+        ("info", "{tmp}/not-a-model"),
+        ("info", "{tmp}"),
+        ("inspect", "{tmp}/none"),
+        ("evaluate", "{tmp}/none", "{tmp}/none"),
+        ("train", "{tmp}/none", "--recipe", "hippocampus", "-o", "{tmp}/run"),
+        ("train", "{tmp}", "--recipe", "no such recipe", "-o", "{tmp}/run"),
+        ("train", "{tmp}", "--recipe", "hippocampus", "--set", "training.stepz=1", "-o", "{tmp}/run"),
+        ("train", "{tmp}", "--recipe", "hippocampus", "--set", "training.steps", "-o", "{tmp}/run"),
+        ("demo", "--data", "{tmp}", "-o", "{tmp}/demo"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_1(capsys, tmp_path, tiny_model, arguments):
+    (tmp_path / "not-a-model").write_bytes(b"something else")
+    scan(tmp_path / "scan.nii.gz")
+    given = [a.format(tmp=tmp_path, model=tiny_model()) for a in arguments]
+    assert run(*given) == 1
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err
+    lines = [line for line in said.err.splitlines() if line.startswith("uxnet ")]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"uxnet {arguments[0]}: ")
+    assert said.err.splitlines()[-1] == lines[0]
+    assert not (tmp_path / "scan.nii").exists()
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, Cancelled])
+def test_an_interruption(capsys, monkeypatch, tiny_model, how):
+    def interrupted(*_):
+        raise how
+
+    monkeypatch.setattr("uxnet.model.read_model", interrupted)
+    assert run("info", tiny_model()) == 130
+    assert capsys.readouterr().err == "uxnet info: interrupted\n"
+
+
+# ---- what is loaded when
+
+
+def test_torch_is_loaded_only_where_something_is_computed(tiny_dataset, tiny_model, tmp_path):
+    """One process: every help, then inspect, evaluate and info for real; and `import uxnet` loads next to nothing."""
+    labels = tiny_dataset / "labelsTr"
+    code = f"""
+import sys
+heavy = ("torch", "monai", "lightning_fabric", "numpy", "nibabel", "scipy", "matplotlib", "rich", "tyro")
+import uxnet
+assert not [m for m in heavy if m in sys.modules], "import uxnet"
+dir(uxnet)
+from uxnet.cli.main import VERBS, main
+assert main(["--help"]) == 0
+assert not [m for m in heavy if m in sys.modules], "uxnet --help"
+def run(*arguments):
+    try:
+        code = main([str(a) for a in arguments])
+    except SystemExit as end:
+        code = end.code
+    loaded = [m for m in ("torch", "monai", "lightning_fabric") if m in sys.modules]
+    assert not loaded, (arguments, loaded)
+    assert code in (0, None), (arguments, code)
+for verb in VERBS:
+    run(verb, "--help")
+    loaded = [m for m in heavy if m in sys.modules and m not in ("rich", "tyro")]
+    assert not loaded, (verb, loaded)
+run("inspect", {str(tiny_dataset)!r}, "-o", {str(tmp_path / "i.json")!r})
+run("evaluate", {str(labels)!r}, {str(labels)!r}, "-o", {str(tmp_path / "m.json")!r})
+run("info", {str(tiny_model())!r})
+from uxnet import Geometry, Labels, Volume, case_metrics, load_model, load_recipe, prepare, read_dataset, read_image, restore, write_labels
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_public_surface():
+    public = """
+        Geometry Labels Segmenter UXNet Volume __version__ case_metrics load_model load_recipe prepare read_dataset read_image
+        read_labels restore train write_image write_labels
+    """.split()
+    assert sorted(uxnet.__all__) == sorted(public) == sorted(dir(uxnet))
+    for name in public:
+        thing = getattr(uxnet, name)
+        assert name == "__version__" or thing.__doc__, name
+        if name != "__version__":
+            assert thing.__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = uxnet.nothing
+
+
+# ---- the verbs
+
+
+def test_predict_then_evaluate(capsys, tmp_path, tiny_model):
+    folder = tmp_path / "in [1]"
+    for n in range(2):
+        scan(folder / f"case {n}.nii.gz", seed=n)
+    (folder / "broken.nii.gz").write_bytes(b"nothing")
+    out = tmp_path / "out [b]"
+    assert run("predict", tiny_model(), folder, "-o", out, "--device", "cpu") == 1
+    said = capsys.readouterr()
+    assert f"2 of 3 scans segmented into {out}" in said.out
+    assert "failed: broken" in said.out
+    assert "broken.nii.gz" in said.err
+    assert {p.name for p in out.iterdir()} == {"case 0.nii.gz", "case 1.nii.gz", "labels.json", "predict.json"}
+    # A second time it is refused, unless asked for.
+    assert run("predict", tiny_model(), folder / "case 0.nii.gz", "-o", out) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert run("predict", tiny_model(), folder / "case 0.nii.gz", "-o", out, "--overwrite") == 0
+    capsys.readouterr()
+    # What it wrote is what `evaluate` reads, the names of the classes with it.
+    assert run("evaluate", out / "case 0.nii.gz", out / "case 0.nii.gz", "--labels", out / "labels.json", "-o", tmp_path / "m.json") == 0
+    assert "bright" in capsys.readouterr().out
+
+
+def test_predict_with_a_manifest(capsys, tmp_path, tiny_model):
+    scan(tmp_path / "t1.nii.gz", seed=1)
+    scan(tmp_path / "t2.nii.gz", seed=2)
+    (tmp_path / "scans.json").write_text(json.dumps({"patient 1": ["t1.nii.gz", "t2.nii.gz"]}))
+    assert run("predict", tiny_model(2), tmp_path / "scans.json", "-o", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "patient 1.nii.gz").is_file()
+    scan(tmp_path / "p_0000.nii.gz")
+    assert run("predict", tiny_model(2), tmp_path / "p_0000.nii.gz", "-o", tmp_path / "other") == 1
+    assert "channel 0001 of the scan p is missing" in capsys.readouterr().err
+
+
+def test_info(capsys, tiny_model):
+    assert run("info", tiny_model()) == 0
+    out = capsys.readouterr().out
+    for text in ("tiny", "1 bright, 300 dark", "modality 0", "CC0", "intact"):
+        assert text in out
+    assert run("info", tiny_model(), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["labels"]["foreground"][1] == {"name": "dark", "value": 300}
+
+
+def test_info_of_a_model_whose_weights_were_touched(capsys, tiny_model, tmp_path):
+    blob = bytearray(tiny_model().read_bytes())
+    blob[len(blob) // 2] ^= 1
+    (tmp_path / "m.uxnet").write_bytes(blob)
+    assert run("info", tmp_path / "m.uxnet") == 1
+    assert "m.uxnet" in capsys.readouterr().err
+
+
+def test_train(capsys, tmp_path, tiny_dataset, tiny_recipe):
+    from uxnet.recipe import load_recipe, recipe_to_toml, with_overrides
+
+    recipe, out = tmp_path / "tiny.toml", tmp_path / "run [/b]"
+    recipe.write_text(recipe_to_toml(tiny_recipe))
+    overrides = ["training.steps=2", "sampling.patch=[8, 8, 8]"]
+    command = ["train", tiny_dataset, "--recipe", recipe, "-o", out, "--workers", "1", "--set", overrides[0], "--set", overrides[1]]
+    assert run(*command, "--fold", "2") == 0
+    said = capsys.readouterr()
+    assert "bright" in said.out
+    assert "mean" in said.out
+    assert f"written: {out / 'model.uxnet'}" in said.out
+    assert load_recipe(out / "recipe.toml") == with_overrides(tiny_recipe, overrides)
+    assert run(*command, "--fold", "2") == 1
+    assert "--resume" in capsys.readouterr().err
+    assert run(*command, "--fold", "2", "--resume") == 0
+    assert run(*command, "--fold", "1", "--resume") == 1
+
+
+# ---- events on a terminal
+
+
+def test_events_are_rendered(capsys):
+    from rich.console import Console
+
+    for terminal in (True, False):
+        with reporting(Console(stderr=True, force_terminal=terminal, width=200)) as report:
+            for n in range(3):
+                report(Progress("training", n, 2, {"loss": 0.123456, "skipped": 1, "seconds_left": 125}))
+            report(Note("a note of [bold] brackets [/nothing]"))
+            report(Warn("a warning about file[1].nii [/]"))
+        err = capsys.readouterr().err
+        assert "brackets [/nothing]" in err
+        assert "file[1].nii [/]" in err
+
+
+def test_figures_in_words():
+    assert shown({"loss": 0.123456, "best": 2, "seconds_left": 125}) == "loss 0.1235  best 2  2:05 min left"
+    assert [duration(s) for s in (0.4, 59.4, 59.6, 3599, 7800)] == ["0 s", "59 s", "1:00 min", "59:59 min", "2:10 h"]

@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+from grids import FEW, shapes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uxnet.dataset.cache import CachedCase
+from uxnet.dataset.patches import draw_place, read_batch, read_patch
+from uxnet.inference.stitch import pad_to
+from uxnet.recipe import Sampling
+
+
+def case(shape, labelled=(), channels=2, name="x", seed=0):
+    """A case of noise that is 0 nowhere; `labelled` lists the voxels of each label."""
+    rng = np.random.default_rng(seed)
+    indices = np.zeros(shape, np.uint8)
+    places = []
+    for index, voxels in enumerate(labelled, start=1):
+        places.append(np.array(voxels, np.int32).reshape(-1, 3))
+        indices[tuple(places[-1].T)] = index
+    return CachedCase(name, rng.uniform(1, 2, (channels, *shape)).astype(np.float32), indices, tuple(places))
+
+
+def patch_of(cases, sampling, seed, step, sample):
+    place = draw_place(cases, sampling, seed, step, sample)
+    return place, *read_patch(cases[place.case], place.start, sampling.patch)
+
+
+def test_a_patch_is_a_function_of_seed_step_and_sample():
+    cases = [case((20, 21, 22), [[(3, 4, 5)]]), case((30, 9, 12), [[(1, 2, 3)]])]
+    sampling = Sampling((8, 8, 8), 0.5)
+    batch = [draw_place(cases, sampling, 1, 7, sample) for sample in range(4)]
+    for step in (0, 99, 3):  # whatever is drawn in between
+        draw_place(cases, sampling, 1, step, 0)
+    np.random.seed(123)  # noqa: NPY002
+    assert [draw_place(cases, sampling, 1, 7, sample) for sample in reversed(range(4))] == batch[::-1]
+    images, indices = read_batch(cases, sampling, 4, 1, 7)
+    assert images.shape == (4, 2, 8, 8, 8)
+    assert indices.shape == (4, 8, 8, 8)
+    for n, place in enumerate(batch):
+        image, label = read_patch(cases[place.case], place.start, (8, 8, 8))
+        np.testing.assert_array_equal(images[n], image)
+        np.testing.assert_array_equal(indices[n], label)
+    np.testing.assert_array_equal(read_batch(cases, sampling, 2, 1, 7)[0], images[:2])  # a smaller batch is its beginning
+
+
+def test_seeds_steps_and_samples_all_matter():
+    cases = [case((64, 64, 64))]
+    sampling = Sampling((8, 8, 8), 0)
+    arguments = [(seed, step, sample) for seed in range(4) for step in range(4) for sample in range(4)]
+    places = {draw_place(cases, sampling, *a).start for a in arguments}
+    assert len(places) > 60
+
+
+@FEW
+@given(shapes(1, 14), shapes(1, 12), st.integers(0, 10**6), st.floats(0, 1), st.data())
+def test_patches_lie_within_the_case_and_foreground_patches_hold_a_label(shape, patch, seed, foreground, data):
+    voxel = tuple(data.draw(st.integers(0, n - 1)) for n in shape)
+    cases = [case(shape, [[voxel], []])]
+    for step in range(5):
+        place, image, indices = patch_of(cases, Sampling(patch, 1.0 if step < 3 else foreground), seed, step, 0)
+        assert image.shape == (2, *patch)
+        assert indices.shape == patch
+        for start, n, p in zip(place.start, shape, patch, strict=True):
+            assert (0 <= start <= n - p) if n >= p else start == -((p - n) // 2)
+        # Noise is never 0, so what is not 0 was read from the case.
+        assert (image[0] != 0).sum() == np.prod(np.minimum(shape, patch))
+        if step < 3:
+            assert (indices == 1).sum() == 1
+
+
+@FEW
+@given(shapes(1, 9), shapes(1, 12))
+def test_small_cases_are_padded_as_inference_pads_them(shape, patch):
+    small = case(tuple(min(n, p) for n, p in zip(shape, patch, strict=True)))
+    _, image, _ = patch_of([small], Sampling(patch, 0.5), 0, 0, 0)
+    padded, inside = pad_to(small.image, patch)
+    np.testing.assert_array_equal(image, padded)
+    np.testing.assert_array_equal(padded[(slice(None), *inside)], small.image)
+
+
+def test_a_patch_shows_the_case_at_its_place():
+    one = case((10, 9, 8), [[(4, 4, 4)]])
+    image, indices = read_patch(one, (2, 0, -1), (4, 9, 10))
+    np.testing.assert_array_equal(image[:, :, :, 1:9], one.image[:, 2:6])
+    np.testing.assert_array_equal(indices[:, :, 1:9], one.indices[2:6])
+    assert (image[:, :, :, [0, 9]] == 0).all()
+    image[:] = 5
+    assert one.image.max() < 5  # a patch is a copy
+
+
+def test_a_label_is_seen_anywhere_in_the_patch():
+    cases = [case((40, 40, 40), [[(20, 20, 20)]])]
+    at = np.array([20 - np.array(draw_place(cases, Sampling((8, 8, 8), 1), 0, step, 0).start) for step in range(600)])
+    for axis in range(3):
+        counts = np.bincount(at[:, axis], minlength=8)
+        assert len(counts) == 8
+        assert counts.min() > 600 / 8 / 2
+    # The axes are drawn apart from each other.
+    assert np.abs(np.corrcoef(at.T) - np.eye(3)).max() < 0.15
+
+
+def test_the_share_of_foreground_patches_is_as_asked():
+    cases = [case((60, 60, 60), [[(30, 30, 30)]])]
+    hits = [patch_of(cases, Sampling((4, 4, 4), 0.3), 0, step, 0)[2].any() for step in range(800)]
+    assert np.mean(hits) == pytest.approx(0.3, abs=0.05)
+    assert not any(patch_of(cases, Sampling((4, 4, 4), 0.0), 0, step, 0)[2].any() for step in range(100))
+
+
+def test_small_structures_are_drawn_as_often_as_large_ones():
+    large = [(i, j, 0) for i in range(20) for j in range(20)]
+    cases = [case((40, 40, 40), [large, [(35, 35, 35)], []])]
+    labels = [patch_of(cases, Sampling((4, 4, 4), 1.0), 0, step, 0)[2] for step in range(400)]
+    assert np.mean([(x == 2).any() for x in labels]) == pytest.approx(0.5, abs=0.08)
+    assert all(x.any() for x in labels)
+
+
+def test_cases_are_drawn_alike_and_those_without_labels_too():
+    cases = [case((8, 8, 8), [[(1, 1, 1)]]), case((50, 50, 50)), case((9, 9, 9), [[]])]
+    numbers = [draw_place(cases, Sampling((8, 8, 8), 1.0), 0, step, 0).case for step in range(600)]
+    assert np.bincount(numbers).min() > 150
+
+
+def test_without_labels_patches_reach_every_corner():
+    cases = [case((10, 9, 8))]
+    starts = {draw_place(cases, Sampling((8, 8, 8), 0.0), 0, step, 0).start for step in range(200)}
+    assert starts == {(i, j, 0) for i in range(3) for j in range(2)}

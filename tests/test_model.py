@@ -1,0 +1,206 @@
+import hashlib
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from safetensors.numpy import save as save_safetensors
+
+from uxnet.errors import ModelError
+from uxnet.labels import Label, Labels
+from uxnet.model import SCHEMA, read_model, read_weights, write_model
+from uxnet.recipe import Recipe, Stage, load_recipe
+
+LABELS = Labels(
+    (Label("anterior", 1), Label("posterior", 2)),
+    pairs=(("anterior", "posterior"),),
+    ignore=9,
+    colours=(("anterior", (1, 2, 3)),),
+)
+RECIPE = load_recipe("hippocampus")
+
+
+def weights(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "stem.weight": rng.normal(size=(4, 1, 3, 3, 3)).astype(np.float32),
+        "stem.bias": rng.normal(size=4).astype(np.float16),
+        "steps": np.array(7, np.int64),
+        "turned": rng.normal(size=(3, 5)).astype(np.float32).T,
+    }
+
+
+def write(path, state=None, recipe=RECIPE):
+    write_model(
+        path,
+        [weights()] if state is None else state,
+        recipe=recipe,
+        labels=LABELS,
+        channels=("T1",),
+        provenance={"scores": {"dice": 0.9}, "who": "é"},
+    )
+    return path
+
+
+def parts(path):
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def rebuild(path, blobs):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, blob in blobs.items():
+            archive.writestr(name, blob)
+    return path
+
+
+def redescribed(path, **changes):
+    """The same file with another model.json."""
+    blobs = parts(path)
+    description = json.loads(blobs["model.json"]) | changes
+    return rebuild(path, blobs | {"model.json": json.dumps({k: v for k, v in description.items() if v is not None}).encode()})
+
+
+def test_a_model_is_read_as_it_was_written(tmp_path):
+    model = read_model(write(tmp_path / "deep" / "a.uxnet"))
+    assert (model.recipe, model.labels, model.channels) == (RECIPE, LABELS, ("T1",))
+    assert model.provenance == {"scores": {"dice": 0.9}, "who": "é"}
+    assert model.description["stages"][0]["parameters"] == sum(a.size for a in weights().values())
+    assert model.description["stages"][0]["out_channels"] == 3
+    found = read_weights(model)
+    assert sorted(found) == sorted(weights())
+    for name, array in weights().items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.uxnet"]
+
+
+def test_each_stage_has_weights_of_its_own(tmp_path):
+    recipe = Recipe("two", stages=(Stage(), Stage()))
+    model = read_model(write(tmp_path / "a.uxnet", [weights(1), weights(2)], recipe))
+    for n in (0, 1):
+        np.testing.assert_array_equal(read_weights(model, n)["stem.weight"], weights(n + 1)["stem.weight"])
+    with pytest.raises(ModelError, match="stage 2"):
+        read_weights(model, 2)
+
+
+def test_the_same_training_gives_the_same_file(tmp_path):
+    write(tmp_path / "a.uxnet")
+    write(tmp_path / "b.uxnet", [dict(reversed(weights().items()))])
+    assert (tmp_path / "a.uxnet").read_bytes() == (tmp_path / "b.uxnet").read_bytes()
+    write(tmp_path / "b.uxnet", [weights(1)])
+    assert (tmp_path / "a.uxnet").read_bytes() != (tmp_path / "b.uxnet").read_bytes()
+
+
+def test_nothing_in_it_can_run_code(tmp_path):
+    blobs = parts(write(tmp_path / "a.uxnet"))
+    assert sorted(blobs) == ["model.json", "weights/0.safetensors"]
+    json.loads(blobs["model.json"])
+    blob = blobs["weights/0.safetensors"]
+    header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+    assert set(header) == set(weights())
+    assert not any(b.startswith(b"\x80") or b"cpickle" in b or b"__reduce__" in b for b in blobs.values())
+
+
+def test_weights_that_are_not_those_that_were_written_are_refused(tmp_path):
+    path = write(tmp_path / "a.uxnet")
+    blobs = parts(path)
+    blob = bytearray(blobs["weights/0.safetensors"])
+    blob[-1] ^= 1
+    rebuild(path, blobs | {"weights/0.safetensors": bytes(blob)})  # the zip's own checksum is right
+    with pytest.raises(ModelError, match=r"a\.uxnet.*sha256"):
+        read_weights(read_model(path))
+
+
+def test_any_flipped_byte_is_noticed_or_changes_nothing(tmp_path):
+    path = write(tmp_path / "a.uxnet")
+    whole, reference, refusals = path.read_bytes(), read_model(path), []
+    for offset in range(0, len(whole), 7):
+        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0x41]) + whole[offset + 1 :])
+        try:
+            model = read_model(path)
+            found = read_weights(model)
+        except ModelError as error:
+            refusals.append(str(error))
+        else:
+            assert model.description == reference.description
+            np.testing.assert_array_equal(found["stem.weight"], weights()["stem.weight"])
+    assert len(refusals) > len(whole) / 14
+    assert all(str(path) in refusal for refusal in refusals)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_file_is_refused_by_name(tmp_path, share):
+    path = write(tmp_path / "a.uxnet")
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(ModelError, match=r"a\.uxnet"):
+        read_model(path)
+
+
+def test_a_newer_schema_says_to_update(tmp_path):
+    path = redescribed(write(tmp_path / "a.uxnet"), schema=SCHEMA + 1)
+    with pytest.raises(ModelError, match=r"a\.uxnet: written by a newer uxnet.*update"):
+        read_model(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schema": None},
+        {"schema": "1"},
+        {"recipe": None},
+        {"recipe": {"name": "x", "colour": 1}},
+        {"recipe": []},
+        {"labels": None},
+        {"labels": {}},
+        {"labels": []},
+        {"channels": None},
+        {"channels": 3},
+        {"provenance": None},
+        {"provenance": 3},
+        {"stages": None},
+        {"stages": 3},
+        {"stages": []},
+        {"stages": [{}]},
+        {"stages": [{"weights": "weights/0.safetensors"}]},
+        {"stages": [{"weights": "weights/9.safetensors", "sha256": ""}]},
+        {"stages": [{"weights": 5, "sha256": ""}]},
+        {"stages": [5]},
+    ],
+    ids=str,
+)
+def test_a_description_that_does_not_hold_is_refused_by_name(tmp_path, changes):
+    path = redescribed(write(tmp_path / "a.uxnet"), **changes)
+    with pytest.raises(ModelError, match=r"a\.uxnet"):
+        read_weights(read_model(path))
+
+
+def test_weights_that_are_no_safetensors_are_refused_by_name(tmp_path):
+    path = write(tmp_path / "a.uxnet")
+    for blob in (b"not safetensors at all", b"", save_safetensors({"a": np.zeros(3)})[:-1]):
+        stage = {"weights": "weights/0.safetensors", "sha256": hashlib.sha256(blob).hexdigest()}
+        rebuild(path, parts(path) | {"weights/0.safetensors": blob})
+        with pytest.raises(ModelError, match=r"a\.uxnet"):
+            read_weights(read_model(redescribed(path, stages=[stage])))
+
+
+def test_what_is_no_model_is_refused_by_name(tmp_path):
+    (tmp_path / "text.uxnet").write_text("hello")
+    rebuild(tmp_path / "other.uxnet", {"readme.txt": b"a zip, but no model"})
+    rebuild(tmp_path / "list.uxnet", {"model.json": b"[]"})
+    rebuild(tmp_path / "binary.uxnet", {"model.json": b"\xff\x00"})
+    (tmp_path / "folder.uxnet").mkdir()
+    for name in ("text", "other", "list", "binary", "folder", "missing"):
+        with pytest.raises(ModelError, match=rf"{name}\.uxnet"):
+            read_model(tmp_path / f"{name}.uxnet")
+
+
+def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    path = write(tmp_path / "a.uxnet")
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        write_model(path, [weights()], recipe=RECIPE, labels=LABELS, channels=("T1",), provenance={"when": object()})
+    with pytest.raises(ValueError, match="zip"):
+        write_model(path, [], recipe=RECIPE, labels=LABELS, channels=("T1",), provenance={})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

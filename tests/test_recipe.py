@@ -1,0 +1,212 @@
+import tomllib
+
+import pytest
+
+from uxnet.errors import RecipeError
+from uxnet.recipe import (
+    Augmentation,
+    Intensity,
+    Preparation,
+    Recipe,
+    load_recipe,
+    recipe_from_dict,
+    recipe_names,
+    recipe_to_dict,
+    recipe_to_toml,
+    with_overrides,
+)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_in_the_box_survives_toml(name, tmp_path):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+    assert recipe_from_dict(tomllib.loads(recipe_to_toml(recipe))) == recipe
+    (tmp_path / "mine.toml").write_text(recipe_to_toml(recipe), encoding="utf-8")
+    assert load_recipe(tmp_path / "mine.toml") == recipe
+    assert load_recipe(str(tmp_path / "mine.toml")) == recipe
+    assert with_overrides(recipe, []) == recipe
+
+
+def test_a_recipe_in_the_box_is_found_whatever_lies_in_the_folder_one_stands_in(tmp_path, monkeypatch):
+    """A dataset is likely to be called what its recipe is called."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hippocampus").mkdir()
+    assert load_recipe("hippocampus").name == "hippocampus"
+
+
+def test_everything_written_out_is_the_default():
+    assert recipe_from_dict({"name": "x"}) == Recipe("x")
+    assert recipe_from_dict(recipe_to_dict(Recipe("x"))) == Recipe("x")
+    assert "steps = 40000" in recipe_to_toml(Recipe("x"))
+
+
+def stage(**tables):
+    return {"name": "x", "stages": [tables]}
+
+
+def test_tables_become_values_of_the_right_kind():
+    recipe = recipe_from_dict(
+        stage(
+            prepare={"spacing_mm": [1, 1, 2], "intensity": [{"clip": [-1, 1], "scale": "range"}, {}], "crop_above": 0},
+            network={"name": "unet", "settings": {"widths": [1, 2]}},
+            augment={"mirror": [True, False, False]},
+        )
+    )
+    first = recipe.stages[0]
+    intensity = (Intensity((-1.0, 1.0), "range"), Intensity())
+    assert first.prepare == Preparation(spacing_mm=(1.0, 1.0, 2.0), intensity=intensity, crop_above=0.0)
+    assert isinstance(first.prepare.spacing_mm[0], float)
+    assert isinstance(first.prepare.crop_above, float)
+    assert first.network.settings == {"widths": [1, 2]}
+    assert first.augment == Augmentation(mirror=(True, False, False))
+    assert recipe_from_dict(tomllib.loads(recipe_to_toml(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        ({}, "name"),
+        ({"name": 3}, "name"),
+        ({"name": "x", "colour": 1}, "colour"),
+        ({"name": "x", "schema": 99}, "schema"),
+        ({"name": "x", "schema": "1"}, "schema"),
+        ({"name": "x", "schema": True}, "schema"),
+        ({"name": "x", "stages": []}, "stages"),
+        ({"name": "x", "stages": {}}, "stages"),
+        ({"name": "x", "stages": [1]}, "stages[0]"),
+        (stage(trainign={}), "stages[0].trainign"),
+        (stage(training=3), "stages[0].training"),
+        (stage(training={"step": 3}), "stages[0].training.step"),
+        (stage(training={"steps": 0}), "stages[0].training.steps"),
+        (stage(training={"steps": 2.5}), "stages[0].training.steps"),
+        (stage(training={"steps": True}), "stages[0].training.steps"),
+        (stage(training={"steps": "many"}), "stages[0].training.steps"),
+        (stage(training={"precision": "float8"}), "stages[0].training.precision"),
+        (stage(training={"precision": ["float32"]}), "stages[0].training.precision"),
+        (stage(training={"ema": 1.0}), "stages[0].training.ema"),
+        (stage(training={"ema": float("nan")}), "stages[0].training.ema"),
+        (stage(training={"absurd_gradient": float("inf")}), "stages[0].training.absurd_gradient"),
+        (stage(training={"keep": "worst"}), "stages[0].training.keep"),
+        (stage(prepare={"orientation": "RAX"}), "stages[0].prepare.orientation"),
+        (stage(prepare={"orientation": "RLS"}), "stages[0].prepare.orientation"),
+        (stage(prepare={"spacing_mm": [1, 1]}), "stages[0].prepare.spacing_mm"),
+        (stage(prepare={"spacing_mm": [1, 1, 0]}), "stages[0].prepare.spacing_mm"),
+        (stage(prepare={"spacing_mm": [1, 1, "1"]}), "stages[0].prepare.spacing_mm[2]"),
+        (stage(prepare={"spacing_mm": 1}), "stages[0].prepare.spacing_mm"),
+        (stage(prepare={"spacing_mm": "111"}), "stages[0].prepare.spacing_mm"),
+        (stage(prepare={"intensity": []}), "stages[0].prepare.intensity"),
+        (stage(prepare={"intensity": {}}), "stages[0].prepare.intensity"),
+        (stage(prepare={"intensity": [{"scale": "log"}]}), "stages[0].prepare.intensity[0].scale"),
+        (stage(prepare={"intensity": [{}, {"scale": "range"}]}), "stages[0].prepare.intensity[1].scale"),
+        (stage(prepare={"intensity": [{"clip": [1, 1]}]}), "stages[0].prepare.intensity[0].clip"),
+        (stage(prepare={"intensity": [{"clip": [2, 1]}]}), "stages[0].prepare.intensity[0].clip"),
+        (stage(prepare={"intensity": [{"low": 60, "high": 40}]}), "stages[0].prepare.intensity[0].low"),
+        (stage(prepare={"crop_above": "0"}), "stages[0].prepare.crop_above"),
+        (stage(sampling={"patch": [96, 96]}), "stages[0].sampling.patch"),
+        (stage(sampling={"patch": [96, 96, 0]}), "stages[0].sampling.patch"),
+        (stage(sampling={"patch": [96, 96, 1.5]}), "stages[0].sampling.patch[2]"),
+        (stage(sampling={"foreground": 1.1}), "stages[0].sampling.foreground"),
+        (stage(augment={"noise": -1}), "stages[0].augment.noise"),
+        (stage(augment={"scale": 1}), "stages[0].augment.scale"),
+        (stage(augment={"mirror": [1, 0, 0]}), "stages[0].augment.mirror[0]"),
+        (stage(loss={"dice": 0, "cross_entropy": 0}), "stages[0].loss.dice"),
+        (stage(optimiser={"learning_rate": 0}), "stages[0].optimiser.learning_rate"),
+        (stage(schedule={"kind": "linear"}), "stages[0].schedule.kind"),
+        (stage(schedule={"factor": 1}), "stages[0].schedule.floor, factor"),
+        (stage(inference={"overlap": 1}), "stages[0].inference.overlap"),
+        (stage(inference={"overlap": -0.1}), "stages[0].inference.overlap"),
+        (stage(inference={"patch": [8, 8]}), "stages[0].inference.patch"),
+        (stage(inference={"batch": 0}), "stages[0].inference.batch"),
+        (stage(network={"settings": [1]}), "stages[0].network.settings"),
+        (stage(network={"name": 1}), "stages[0].network.name"),
+        ({"name": "x", "stages": [{}, {"training": {"steps": -1}}]}, "stages[1].training.steps"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_keys_and_values_are_named(data, key):
+    with pytest.raises(RecipeError) as caught:
+        recipe_from_dict(data)
+    assert str(caught.value).startswith(key)
+
+
+def test_an_unknown_recipe_lists_those_in_the_box(tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("hipocampus")
+    assert "'hipocampus'" in str(caught.value)
+    assert all(name in str(caught.value) for name in recipe_names())
+    with pytest.raises(RecipeError, match=r"nowhere\.toml"):
+        load_recipe(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe", b"name = 'x'\nname = 'y'", b"[[stages]]\ntraining = 1\n", b"x = 1"])
+def test_a_damaged_recipe_file_is_named(tmp_path, content):
+    (tmp_path / "mine.toml").write_bytes(content)
+    with pytest.raises(RecipeError, match=r"mine\.toml"):
+        load_recipe(tmp_path / "mine.toml")
+
+
+TWO = recipe_from_dict({"name": "x", "stages": [{}, {}]})
+
+
+@pytest.mark.parametrize(
+    ("override", "get", "value"),
+    [
+        ("training.steps=500", lambda s: s.training.steps, 500),
+        (" training.steps = 500 ", lambda s: s.training.steps, 500),
+        ("training.steps=1_000", lambda s: s.training.steps, 1000),
+        ("optimiser.learning_rate=1", lambda s: s.optimiser.learning_rate, 1.0),
+        ("optimiser.learning_rate=3e-4", lambda s: s.optimiser.learning_rate, 3e-4),
+        ("training.precision=bfloat16", lambda s: s.training.precision, "bfloat16"),
+        ('training.precision="bfloat16"', lambda s: s.training.precision, "bfloat16"),
+        ("augment.anisotropic=true", lambda s: s.augment.anisotropic, True),
+        ("sampling.patch=[8, 16, 24]", lambda s: s.sampling.patch, (8, 16, 24)),
+        ("prepare.crop_above=-900", lambda s: s.prepare.crop_above, -900.0),
+        ("prepare.spacing_mm=[]", lambda s: s.prepare.spacing_mm, ()),
+        ('prepare.intensity=[{clip=[0, 1], scale="range"}]', lambda s: s.prepare.intensity, (Intensity((0.0, 1.0), "range"),)),
+        ("network.settings.widths=[1, 2]", lambda s: s.network.settings, {"widths": [1, 2]}),
+        ("network.settings.deep.er=1", lambda s: s.network.settings, {"deep": {"er": 1}}),
+        ("network.name=swin", lambda s: s.network.name, "swin"),
+    ],
+)
+def test_overrides_reach_every_stage(override, get, value):
+    changed = with_overrides(TWO, [override])
+    assert [get(s) for s in changed.stages] == [value, value]
+    assert recipe_from_dict({"name": "x", "stages": [{}, {}]}) == TWO  # and not the recipe they were made from
+
+
+def test_overrides_reach_one_stage_or_the_recipe_and_the_last_one_counts():
+    overrides = ["stages.1.training.steps=7", "name=y", "description=short and sweet", "training.seed=1", "training.seed=2"]
+    changed = with_overrides(TWO, overrides)
+    assert [s.training.steps for s in changed.stages] == [TWO.stages[0].training.steps, 7]
+    assert [s.training.seed for s in changed.stages] == [2, 2]
+    assert (changed.name, changed.description) == ("y", "short and sweet")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.steps", "KEY=VALUE"),
+        ("=3", "KEY=VALUE"),
+        ("", "KEY=VALUE"),
+        ("training.step=3", "training.step: unknown key"),
+        ("trainign.steps=3", "trainign: unknown key"),
+        ("steps=3", "steps: unknown key"),
+        ("training.steps=many", "training.steps: expected a whole number"),
+        ("training.steps=0", "training.steps: must be at least 1"),
+        ("training.steps=", "training.steps: expected a whole number"),
+        ("training=3", "training: expected a table"),
+        ("training.steps.more=3", "steps has no keys"),
+        ("stages.2.training.steps=3", "N from 0 to 1"),
+        ("stages.x.training.steps=3", "N from 0 to 1"),
+        ("stages.-1.training.steps=3", "N from 0 to 1"),
+        ("stages=3", "N from 0 to 1"),
+        ("stages.0=3", "N from 0 to 1"),
+        ("schema=2", "schema"),
+    ],
+)
+def test_wrong_overrides_are_named(override, says):
+    with pytest.raises(RecipeError) as caught:
+        with_overrides(TWO, [override])
+    assert says in str(caught.value)

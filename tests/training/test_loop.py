@@ -1,0 +1,199 @@
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from uxnet.dataset.cache import CachedCase
+from uxnet.errors import Cancelled, TrainingError
+from uxnet.events import Progress, Warn
+from uxnet.labels import Label, Labels
+from uxnet.networks.build import build
+from uxnet.recipe import Schedule
+from uxnet.records import read_records
+from uxnet.training.engine import TrainingEngine
+from uxnet.training.loop import RunFiles, fit
+from uxnet.training.losses import SegmentationLoss
+from uxnet.training.run import draw_curves
+from uxnet.training.validate import Validation, dice_scores
+
+LABELS = Labels((Label("a", 1), Label("b", 2)))
+
+
+class Spoilt(SegmentationLoss):
+    """A loss that is multiplied by something at certain calls, counted from 0."""
+
+    def __init__(self, settings, spoil):
+        super().__init__(settings, LABELS)
+        self.spoil, self.calls = spoil, 0
+
+    def forward(self, logits, indices):
+        factor = self.spoil.get(self.calls, 1.0)
+        self.calls += 1
+        return super().forward(logits, indices) * factor
+
+
+@pytest.fixture(scope="module")
+def cases():
+    rng = np.random.default_rng(0)
+    made = []
+    for n in range(3):
+        indices = rng.integers(0, 3, (16, 18, 17)).astype(np.uint8)
+        image = (indices[None] + rng.normal(0, 0.5, (1, *indices.shape))).astype(np.float32)
+        places = tuple(np.argwhere(indices == k).astype(np.int32) for k in (1, 2))
+        made.append(CachedCase(str(n), image, indices, places))
+    return made
+
+
+@pytest.fixture
+def run(tmp_path, cases, tiny_recipe):
+    """run(spoil={}, scores=..., report=..., **training settings) -> (done, weights, events, stage, files)."""
+
+    def go(spoil=None, scores=None, report=None, schedule=None, **training):
+        stage = tiny_recipe.stages[0]
+        stage = replace(stage, training=replace(stage.training, **training))
+        if schedule is not None:
+            stage = replace(stage, schedule=schedule)
+        torch.manual_seed(0)
+        network = build("uxnet", 1, 3, stage.network.settings)
+        events, given = [], iter(scores or [])
+        files = RunFiles(tmp_path)
+
+        def hear(event):
+            events.append(event)
+            if report:
+                report(event)
+
+        done, weights = fit(
+            network,
+            cases,
+            lambda _: Validation({"x": {"a": next(given, 0.5), "b": None}}),
+            stage=stage,
+            loss_of=Spoilt(stage.loss, spoil or {}),
+            engine=TrainingEngine("cpu", "float32"),
+            files=files,
+            identity="test",
+            report=hear,
+            on_validation=lambda: None,
+        )
+        return done, dict(weights), events, files
+
+    return go
+
+
+def steps(files):
+    return [r for r in read_records(files.metrics) if r["kind"] == "step"]
+
+
+def test_a_run_learns_and_leaves_its_records(run):
+    done, weights, events, files = run(steps=30, validate_every=15, ema=0.0)
+    records = steps(files)
+    assert [r["step"] for r in records] == list(range(1, 31))
+    assert np.mean([r["loss"] for r in records[-5:]]) < 0.9 * np.mean([r["loss"] for r in records[:5]])
+    assert records[0]["learning_rate"] == pytest.approx(1e-2)
+    assert records[-1]["learning_rate"] < 1e-3
+    assert (done.step, done.scores, done.skipped) == (30, [0.5, 0.5], 0)
+    assert [r["step"] for r in read_records(files.metrics) if r["kind"] == "validation"] == [15, 30]
+    told = [e for e in events if isinstance(e, Progress) and e.task == "training"]
+    assert [(e.done, e.total) for e in told] == [(n, 30) for n in range(1, 31)]
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 1e12])
+def test_a_step_with_an_absurd_loss_or_gradient_is_skipped_and_counted(run, factor):
+    done, weights, events, files = run(spoil={2: factor, 5: factor}, steps=8)
+    assert done.skipped == 2
+    assert [r["skipped"] for r in steps(files)] == [0, 0, 1, 1, 1, 2, 2, 2]
+    warnings = [e.message for e in events if isinstance(e, Warn)]
+    assert [w.split(":")[0] for w in warnings] == ["step 3 skipped", "step 6 skipped"]
+    shown = [e.values.get("skipped") for e in events if isinstance(e, Progress) and e.task == "training"]
+    assert shown == [None, None, 1, 1, 1, 2, 2, 2]
+    assert all(value.isfinite().all() for value in weights.values())
+    # JSON proper: no NaN, no Infinity.
+    for line in files.metrics.read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in {line}"))
+    draw_curves(files.folder, "a run with absurd steps")
+    assert (files.folder / "curves.png").stat().st_size > 1000
+
+
+def test_a_skipped_step_leaves_the_weights_as_they_were(run):
+    _, before, _, _ = run(steps=4, ema=0.0, schedule=Schedule("constant"))
+    _, after, events, _ = run(steps=5, ema=0.0, schedule=Schedule("constant"), spoil={0: math.nan})  # goes on with step 5
+    assert len([e for e in events if isinstance(e, Warn)]) == 1
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_skips_in_a_row_stop_the_run(run):
+    spoilt = dict.fromkeys([3, 5, 6, 7], math.nan)
+    with pytest.raises(TrainingError, match=r"stopped at step 8: 3 steps in a row .*learning_rate"):
+        run(spoil=spoilt, steps=20, skips_in_a_row=3, checkpoint_every=1, validate_every=20)
+    # The weights before them are there, and the run can go on from them.
+    done, weights, _, files = run(steps=9, skips_in_a_row=3, validate_every=20)
+    assert done.step == 9
+    assert [r["step"] for r in steps(files)] == list(range(1, 10))
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_the_best_validation_is_kept(run):
+    done, _, _, files = run(steps=8, validate_every=2, scores=[0.3, 0.7, 0.7, 0.1])
+    assert (done.best, done.best_step, done.scores) == (0.7, 4, [0.3, 0.7, 0.7, 0.1])
+    assert files.best.is_file()
+
+
+def test_validations_without_a_score(run):
+    done, _, _, files = run(steps=4, validate_every=2, scores=[None, None])
+    assert done.scores == [None, None]
+    assert done.best_step == 0
+    assert not files.best.exists()
+
+
+def test_the_running_average(run):
+    """What fit returns is the average of the weights after each step, its memory short at first."""
+    after = []
+    real = torch.optim.AdamW.step
+
+    def noting(self, *arguments, **more):
+        if not after:
+            after.append([p.detach().clone() for p in self.param_groups[0]["params"]])
+        result = real(self, *arguments, **more)
+        after.append([p.detach().clone() for p in self.param_groups[0]["params"]])
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", noting)
+        _, averaged, _, _ = run(steps=5, ema=0.2)
+    want = [w.double() for w in after[0]]
+    for step, weights in enumerate(after[1:]):
+        decay = min(0.2, (1 + step) / (10 + step))
+        want = [decay * a + (1 - decay) * w for a, w in zip(want, weights, strict=True)]
+    for got, wanted in zip(averaged.values(), want, strict=True):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_cancelling_leaves_everything_in_order(run):
+    def stop(event):
+        if isinstance(event, Progress) and event.done == 5:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        run(steps=8, report=stop)
+    done, weights, _, files = run(steps=8)
+    assert [r["step"] for r in steps(files)] == list(range(1, 9))
+    for path in (files.last, files.best, files.metrics):
+        path.unlink()
+    _, uninterrupted, _, _ = run(steps=8)
+    assert all(torch.equal(weights[key], uninterrupted[key]) for key in weights)
+    assert done.step == 8
+
+
+def test_dice_of_label_maps():
+    labels = Labels((Label("a", 1), Label("b", 7)), ignore=9)
+    reference = np.array([[[1, 1, 0, 9, 9]]])
+    predicted = np.array([[[1, 0, 0, 1, 7]]])
+    assert dice_scores(predicted, reference, labels) == {"a": pytest.approx(2 / 3), "b": None}
+    scores = Validation({"x": {"a": 1.0, "b": None}, "y": {"a": 0.0, "b": 0.5}, "z": {"a": None, "b": None}})
+    assert scores.classes == {"a": 0.5, "b": 0.5}
+    assert scores.mean == pytest.approx((1.0 + 0.25) / 2)
+    assert Validation({}).mean is None

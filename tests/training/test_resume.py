@@ -1,0 +1,300 @@
+"""A run that dies goes on: whatever kills it, wherever it is, the weights are in the end those of a run that lived."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from uxnet.dataset import cache as cache_module
+from uxnet.errors import CheckpointError, DatasetError, RecipeError
+from uxnet.events import Note, Warn
+from uxnet.model import read_model, read_weights
+from uxnet.recipe import load_recipe, recipe_to_toml, with_overrides
+from uxnet.records import read_records
+from uxnet.training import checkpoint, loop
+from uxnet.training import run as run_module
+from uxnet.training.run import train
+
+# What the killed processes run: `train` with something around it that kills, or slows down so that it can be killed.
+DRIVER = """
+import os, signal, sys, time
+from pathlib import Path
+from uxnet.recipe import load_recipe
+from uxnet.training import checkpoint, loop
+from uxnet.training.run import train
+dataset, recipe, out, cache, how = sys.argv[1:]
+if how == "while writing":
+    real, calls = checkpoint.save_file, []
+    def save_file(tensors, path, metadata=None):
+        calls.append(path)
+        real(tensors, path, metadata=metadata)
+        if len([c for c in calls if ".last." in str(c)]) == 3:
+            whole = open(path, "rb").read()
+            with open(path, "wb") as file:
+                file.write(whole[: len(whole) // 2])
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+    checkpoint.save_file = save_file
+else:
+    real = loop.augment
+    def augment(*arguments):
+        time.sleep(0.15)
+        return real(*arguments)
+    loop.augment = augment
+train(dataset, load_recipe(recipe), out, cache=Path(cache), device="cpu", workers=1)
+"""
+
+
+class Died(BaseException):
+    """Stands for the end of the process, where a real one would take too long."""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, tiny_recipe):
+    """The recipe as a file, and the cache that all runs share."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "tiny.toml").write_text(recipe_to_toml(tiny_recipe))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def go(tiny_dataset, tiny_recipe, shared):
+    def train_(out, resume=False, recipe=tiny_recipe, dataset=tiny_dataset, **more):
+        return train(dataset, recipe, out, cache=shared / "cache", device="cpu", workers=1, resume=resume, **more)
+
+    return train_
+
+
+@pytest.fixture(scope="module")
+def whole(go, tmp_path_factory):
+    """The folder of a run that nothing happened to."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert go(out) == out / "model.uxnet"
+    return out
+
+
+@pytest.fixture(autouse=True)
+def quick_curves(whole, monkeypatch):
+    """Pictures take most of so short a run's time; only `whole` draws real ones."""
+    monkeypatch.setattr(run_module, "curves", lambda path, **_: path.write_bytes(b"curves"))
+
+
+def tensors(path):
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def assert_same_run(out, whole):
+    """Weights, optimiser, averages and records are those of the run that lived; only the clock may differ."""
+    ours, theirs = (read_weights(read_model(run / "model.uxnet")) for run in (out, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
+    for name in ("last", "best"):
+        a, b = (tensors(run / "checkpoints" / f"{name}.safetensors") for run in (out, whole))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in b), name
+    ours, theirs = ([{**r, "seconds": 0} for r in read_records(run / "metrics.jsonl")] for run in (out, whole))
+    assert ours == theirs
+    steps = [r["step"] for r in ours if r["kind"] == "step"]
+    assert steps == list(range(1, 9))
+
+
+def test_what_a_run_leaves_behind(whole, tiny_dataset):
+    names = {p.name for p in whole.iterdir()}
+    assert names == {"recipe.toml", "split.json", "inspection.json", "metrics.jsonl", "curves.png", "checkpoints", "model.uxnet"}
+    assert {p.name for p in (whole / "checkpoints").iterdir()} == {"last.safetensors", "best.safetensors"}
+    model = read_model(whole / "model.uxnet")
+    provenance = model.provenance
+    split = json.loads((whole / "split.json").read_text())["folds"][0]
+    assert provenance["split"] == {"fold": 0, **split}
+    assert len(split["train"]) + len(split["validation"]) == 10
+    assert not set(split["train"]) & set(split["validation"])
+    assert (provenance["dataset"]["name"], provenance["dataset"]["cases"]) == ("Tiny", 10)
+    validations = [r for r in read_records(whole / "metrics.jsonl") if r["kind"] == "validation"]
+    assert [r["step"] for r in validations] == [4, 8]
+    best = max(validations, key=lambda r: r["dice"])
+    assert provenance["validation"]["dice"] == best["dice"]
+    assert provenance["training"]["step"] == best["step"]
+    assert [label.name for label in model.labels.foreground] == ["bright", "dark"]
+    assert str(tiny_dataset) not in json.dumps(model.description)  # a model is handed on: it says nothing of someone's disk
+
+
+def test_sigkill_leaves_a_run_that_goes_on(go, whole, shared, tiny_dataset, tmp_path):
+    """Once inside the writing of a checkpoint, once from outside in the middle of a step."""
+    outs = {how: tmp_path / how.replace(" ", "-") for how in ("while writing", "from outside")}
+    processes = {
+        how: subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(tiny_dataset), str(shared / "tiny.toml"), str(out), str(shared / "cache"), how],
+            stderr=subprocess.PIPE,
+        )
+        for how, out in outs.items()
+    }
+    outside, records = processes["from outside"], outs["from outside"] / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 120
+        while outside.poll() is None and time.monotonic() < deadline:
+            if len(read_records(records)) >= 3:
+                outside.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.02)
+        for how, process in processes.items():
+            _, said = process.communicate(timeout=120)
+            assert process.returncode == -signal.SIGKILL, (how, said.decode())
+    finally:
+        for process in processes.values():
+            process.kill()
+    for how, out in outs.items():
+        assert not (out / "model.uxnet").exists()
+        done = len(read_records(out / "metrics.jsonl"))
+        assert 3 <= done < 10, how
+        go(out, resume=True)
+        assert_same_run(out, whole)
+
+
+def moments():
+    """Where a run can die, as (name, object, attribute, call at which it dies)."""
+    yield "before the first step", run_module, "fit", 1
+    yield "recording the first step", loop, "append_record", 1
+    yield "recording a later step", loop, "append_record", 4
+    yield "in the first checkpoint", checkpoint, "save_file", 1
+    yield "in the validation", run_module, "validate", 1
+    yield "saving the best weights", loop, "save_weights", 1
+    yield "after the best weights, before the checkpoint", run_module, "draw_curves", 1
+    yield "in the last checkpoint", loop, "save_checkpoint", 4
+    yield "writing the model", run_module, "write_model", 1
+
+
+@pytest.mark.parametrize(("where", "attribute", "call"), [m[1:] for m in moments()], ids=[m[0] for m in moments()])
+def test_a_run_that_dies_anywhere_goes_on(go, whole, tmp_path, monkeypatch, where, attribute, call):
+    real, calls = getattr(where, attribute), []
+
+    def dying(*arguments, **more):
+        calls.append(1)
+        if len(calls) == call:
+            raise Died
+        return real(*arguments, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(where, attribute, dying)
+        go(tmp_path / "run")
+    go(tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_dying_again_and_again(go, whole, tmp_path, monkeypatch):
+    real, calls, deaths = loop.append_record, [], 0
+
+    def dying(path, record):
+        calls.append(1)
+        real(path, record)
+        if len(calls) % 4 == 0:
+            with path.open("a") as file:
+                file.write('{"step": 99, "kind": "st')  # a line that was cut off
+            raise Died
+
+    monkeypatch.setattr(loop, "append_record", dying)
+    while not (tmp_path / "run" / "model.uxnet").exists():
+        try:
+            go(tmp_path / "run", resume=True)
+        except Died:
+            deaths += 1
+        assert deaths < 20
+    assert deaths >= 3
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_dying_while_cases_are_prepared(tiny_dataset, tiny_recipe, whole, tmp_path, monkeypatch):
+    real, calls = cache_module.np.save, []
+
+    def dying(path, array):
+        calls.append(1)
+        if len(calls) == 5:
+            path.write_bytes(b"half")
+            raise Died
+        real(path, array)
+
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(cache_module.np, "save", dying)
+        train(tiny_dataset, tiny_recipe, tmp_path / "run", device="cpu", workers=1)
+    train(tiny_dataset, tiny_recipe, tmp_path / "run", device="cpu", workers=1, resume=True)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_resuming_a_finished_run_changes_nothing(go, whole):
+    before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file() and p.name in ("model.uxnet", "metrics.jsonl", "last.safetensors")}
+    events = []
+    go(whole, resume=True, report=events.append)
+    assert any(isinstance(e, Note) and "after step 8 of 8" in e.message for e in events)
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_resuming_what_is_not_there_starts_a_run(go, whole, tmp_path):
+    events = []
+    go(tmp_path / "new", resume=True, report=events.append)
+    assert any(isinstance(e, Note) and "nothing to resume" in e.message for e in events)
+    assert_same_run(tmp_path / "new", whole)
+
+
+def test_a_run_that_is_there_is_not_overwritten(go, whole):
+    before = (whole / "model.uxnet").read_bytes()
+    with pytest.raises(CheckpointError, match=r"there is a run already.*--resume"):
+        go(whole)
+    assert (whole / "model.uxnet").read_bytes() == before
+
+
+def test_another_recipe_fold_or_labels_is_refused(go, whole, tiny_recipe, tiny_dataset):
+    with pytest.raises(CheckpointError, match="another recipe"):
+        go(whole, resume=True, recipe=with_overrides(tiny_recipe, ["training.steps=9"]))
+    with pytest.raises(CheckpointError, match="another run"):
+        go(whole, resume=True, fold=1)
+    with pytest.raises(DatasetError, match="folds 0 to 4, not 5"):
+        go(whole, resume=True, fold=5)
+    assert load_recipe(whole / "recipe.toml") == tiny_recipe
+
+
+def test_a_torn_checkpoint_is_named(go, whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    path = out / "checkpoints" / "last.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"last\.safetensors"):
+        go(out, resume=True)
+
+
+def test_a_recipe_of_two_stages_is_refused(go, tiny_recipe, tmp_path):
+    with pytest.raises(RecipeError, match="has 2"):
+        go(tmp_path / "run", recipe=replace(tiny_recipe, stages=tiny_recipe.stages * 2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_whose_network_cannot_be_built(go, tiny_recipe, tmp_path):
+    with pytest.raises(RecipeError, match=r"network\.settings"):
+        go(tmp_path / "run", recipe=with_overrides(tiny_recipe, ["network.settings.widths=[4]"]))
+
+
+def test_a_dataset_with_errors_is_refused_and_the_cases_named(go, tiny_dataset, tmp_path):
+    bad = tmp_path / "data"
+    shutil.copytree(tiny_dataset, bad)
+    (bad / "imagesTr" / "case_03.nii.gz").write_bytes(b"not an image")
+    labels = nib.load(bad / "labelsTr" / "case_07.nii.gz")
+    nib.save(nib.Nifti1Image(np.full(labels.shape, 9, np.uint8), labels.affine), bad / "labelsTr" / "case_07.nii.gz")
+    with pytest.raises(DatasetError, match=r"(?s)case_03.*case_07"):
+        go(tmp_path / "run", dataset=bad)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    # Once it is mended, the same command with --resume starts it.
+    for folder in ("imagesTr", "labelsTr"):
+        for name in ("case_03", "case_07"):
+            shutil.copy(tiny_dataset / folder / f"{name}.nii.gz", bad / folder)
+    events = []
+    go(tmp_path / "run", dataset=bad, resume=True, report=events.append)
+    assert (tmp_path / "run" / "model.uxnet").is_file()
+    assert not [e for e in events if isinstance(e, Warn) and "skipped" in e.message]
