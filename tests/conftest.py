@@ -1,4 +1,4 @@
-"""Shared fixtures. Real data is third-party and lives outside the repository: `pytest --data DIR` says where."""
+"""Shared fixtures. Real data is third-party and lives outside the repository: `pytest tests --data DIR` says where."""
 
 import os
 from pathlib import Path

@@ -88,6 +88,8 @@ def test_the_same_training_gives_the_same_file(tmp_path):
     write(tmp_path / "a.uxnet")
     write(tmp_path / "b.uxnet", [dict(reversed(weights().items()))])
     assert (tmp_path / "a.uxnet").read_bytes() == (tmp_path / "b.uxnet").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.uxnet") as archive:
+        assert {info.date_time[0] for info in archive.infolist()} == {1980}  # no clock in it
     write(tmp_path / "b.uxnet", [weights(1)])
     assert (tmp_path / "a.uxnet").read_bytes() != (tmp_path / "b.uxnet").read_bytes()
 

@@ -6,7 +6,8 @@
     labels = model.segment("scan.nii.gz")          # a Volume on the scan's own grid
     uxnet.write_labels("labels.nii.gz", labels)
 
-What is named here is the public surface; everything is imported when it is first asked for, so that `import uxnet` is quick.
+What is named here is the public surface; everything is imported when it is first asked for, so that `import uxnet` is quick. No name
+here may be that of a module (`uxnet.prepare`): once imported, the module would stand in its place.
 """
 
 from __future__ import annotations
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from uxnet.io import write_labels as write_labels
     from uxnet.labels import Labels as Labels
     from uxnet.networks.uxnet import UXNet as UXNet
-    from uxnet.prepare import prepare as prepare
-    from uxnet.prepare import restore as restore
     from uxnet.recipe import load_recipe as load_recipe
     from uxnet.training.run import train as train
     from uxnet.volume import Volume as Volume
@@ -43,11 +42,9 @@ _PUBLIC = {
     "case_metrics": "uxnet.evaluation.metrics",
     "load_model": "uxnet.inference.segmenter",
     "load_recipe": "uxnet.recipe",
-    "prepare": "uxnet.prepare",
     "read_dataset": "uxnet.dataset.manifest",
     "read_image": "uxnet.io",
     "read_labels": "uxnet.io",
-    "restore": "uxnet.prepare",
     "train": "uxnet.training.run",
     "write_image": "uxnet.io",
     "write_labels": "uxnet.io",

@@ -144,8 +144,9 @@ def test_outputs_are_named_after_inputs_and_lie_on_their_grids(segmenter, tmp_pa
         assert after.get_data_dtype() == np.uint16  # the smallest that holds 300
         assert set(np.unique(after.dataobj)) <= {0, 1, 300}
         assert len(np.unique(after.dataobj)) > 1
-        fields = "dim pixdim qform_code sform_code quatern_b quatern_c quatern_d qoffset_x qoffset_y qoffset_z srow_x srow_y srow_z xyzt_units"
-        for field in fields.split():
+        fields = ["dim", "pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"]
+        fields += [f"{name}_{axis}" for name, axes in (("quatern", "bcd"), ("qoffset", "xyz")) for axis in axes]
+        for field in fields:
             assert np.array_equal(before.header[field], after.header[field]), field
         assert np.array_equal(before.affine, after.affine)
     described = json.loads((tmp_path / "out" / "labels.json").read_text())

@@ -20,7 +20,7 @@ from uxnet.networks.weights import rename
 
 
 def seeded_weight(name, shape):
-    z = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))  # noqa: NPY002  # frozen, as it must be
+    z = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))  # a generator that numpy has frozen
     kind = name.split(".")[-1]
     if kind == "bias":
         weight = z * 0.1
@@ -60,7 +60,7 @@ class Reference:
 
     @staticmethod
     def image(shape):
-        values = np.random.RandomState(20230501).random_sample(tuple(shape))  # noqa: NPY002
+        values = np.random.RandomState(20230501).random_sample(tuple(shape))
         return torch.from_numpy(values.astype(np.float32)).double()
 
     @staticmethod

@@ -224,7 +224,7 @@ def test_what_needs_no_padding_is_not_padded():
     network = tiny().eval()
     x = image(1, 1, 8, 12, 16)
     with torch.inference_mode():
-        (head, y), = network.decode(x, network.encode(x))
+        ((head, y),) = network.decode(x, network.encode(x))
         assert torch.equal(network(x), head(y))
 
 

@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(CheckpointError, match="No space left.*the one before it is untouched"):
+    with pytest.raises(CheckpointError, match=r"No space left.*the one before it is untouched"):
         save_checkpoint(path, network, optimiser, average, DONE, "this run")
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]

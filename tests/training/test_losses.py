@@ -99,7 +99,7 @@ def test_a_single_region():
 
 def test_perfect_logits_cost_next_to_nothing():
     for labels in (PLAIN, REGIONS):
-        logits, indices = batch(labels)
+        _, indices = batch(labels)
         shown = indices.long()
         perfect = torch.stack([shown > 0, shown > 1], 1).float() if labels.regions else F.one_hot(shown, 4).movedim(-1, 1).float()
         loss_of = SegmentationLoss(Loss(), labels)

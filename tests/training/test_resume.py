@@ -183,9 +183,10 @@ def test_a_run_that_dies_anywhere_goes_on(go, whole, tmp_path, monkeypatch, wher
             raise Died
         return real(*arguments, **more)
 
-    with monkeypatch.context() as patch, pytest.raises(Died):
+    with monkeypatch.context() as patch:
         patch.setattr(where, attribute, dying)
-        go(tmp_path / "run")
+        with pytest.raises(Died):
+            go(tmp_path / "run")
     go(tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", whole)
 
@@ -222,9 +223,10 @@ def test_dying_while_cases_are_prepared(tiny_dataset, tiny_recipe, whole, tmp_pa
             raise Died
         real(path, array)
 
-    with monkeypatch.context() as patch, pytest.raises(Died):
+    with monkeypatch.context() as patch:
         patch.setattr(cache_module.np, "save", dying)
-        train(tiny_dataset, tiny_recipe, tmp_path / "run", device="cpu", workers=1)
+        with pytest.raises(Died):
+            train(tiny_dataset, tiny_recipe, tmp_path / "run", device="cpu", workers=1)
     train(tiny_dataset, tiny_recipe, tmp_path / "run", device="cpu", workers=1, resume=True)
     assert_same_run(tmp_path / "run", whole)
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -20,7 +21,7 @@ def test_cosine_goes_from_the_full_rate_to_the_floor():
     assert got[0] == pytest.approx(PEAK)
     assert got[50] == pytest.approx(PEAK * 0.55)
     assert got[100] == pytest.approx(PEAK * 0.1)
-    assert all(a > b for a, b in zip(got, got[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(got))
     assert rates(Schedule("cosine"))[99] == pytest.approx(0, abs=PEAK * 1e-3)
 
 

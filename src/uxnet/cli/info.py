@@ -29,6 +29,7 @@ def run(
     import json as json_module
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from uxnet.model import read_model, read_weights
@@ -44,27 +45,31 @@ def run(
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
+
+    def row(name: str, text: str) -> None:
+        table.add_row(name, escape(text))
+
     given, provenance = described.description, described.provenance
-    table.add_row("model", f"{given['name']} (uxnet {given['uxnet']}, schema {given['schema']})")
-    table.add_row("channels", ", ".join(described.channels))
-    table.add_row("labels", ", ".join(f"{label.value} {label.name}" for label in described.labels.foreground))
+    row("model", f"{given['name']} (uxnet {given['uxnet']}, schema {given['schema']})")
+    row("channels", ", ".join(described.channels))
+    row("labels", ", ".join(f"{label.value} {label.name}" for label in described.labels.foreground))
     if described.labels.regions:
-        table.add_row("regions", ", ".join(f"{r.name} = {list(r.values)}, writes {r.writes}" for r in described.labels.regions))
+        row("regions", ", ".join(f"{r.name} = {list(r.values)}, writes {r.writes}" for r in described.labels.regions))
     for stage, settings in zip(given["stages"], described.recipe.stages, strict=True):
-        table.add_row("network", f"{stage['network']}, {stage['parameters']:,} parameters, {dict(settings.network.settings)}")
+        row("network", f"{stage['network']}, {stage['parameters']:,} parameters, {dict(settings.network.settings)}")
         spacing = " x ".join(f"{s:g}" for s in settings.prepare.spacing_mm) or "as it comes"
-        table.add_row("input", f"{settings.prepare.orientation}, spacing {spacing} mm, windows {list(settings.window)}")
-        table.add_row("intensity", "; ".join(str(i) for i in settings.prepare.intensity))
+        row("input", f"{settings.prepare.orientation}, spacing {spacing} mm, windows {list(settings.window)}")
+        row("intensity", "; ".join(str(i) for i in settings.prepare.intensity))
     dataset, split = provenance.get("dataset", {}), provenance.get("split", {})
     cases, licence = len(split.get("train", [])), dataset.get("licence") or "not stated"
-    table.add_row("trained on", f"{dataset.get('name', 'unknown')}, {cases} cases, licence {licence}")
-    table.add_row("training", ", ".join(f"{key} {value}" for key, value in provenance.get("training", {}).items()))
-    table.add_row("versions", ", ".join(f"{key} {value}" for key, value in provenance.get("versions", {}).items()))
+    row("trained on", f"{dataset.get('name', 'unknown')}, {cases} cases, licence {licence}")
+    row("training", ", ".join(f"{key} {value}" for key, value in provenance.get("training", {}).items()))
+    row("versions", ", ".join(f"{key} {value}" for key, value in provenance.get("versions", {}).items()))
     validation = provenance.get("validation", {})
     if validation:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in validation["classes"].items() if value is not None)
         shown = "none" if validation["dice"] is None else f"{validation['dice']:.4f}"
-        table.add_row("validation", f"mean Dice {shown} over {len(split.get('validation', []))} cases ({scores})")
-    table.add_row("weights", "intact: they have the sha256 that the file declares")
+        row("validation", f"mean Dice {shown} over {len(split.get('validation', []))} cases ({scores})")
+    row("weights", "intact: they have the sha256 that the file declares")
     console.print(table, highlight=False)
     return 0

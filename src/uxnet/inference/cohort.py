@@ -153,7 +153,8 @@ def _by_channels(files: Sequence[Path], channels: int) -> list[Scan]:
         missing = [n for n in range(max(channels, max(group) + 1)) if n not in group]
         if missing:
             raise InputError(
-                f"{next(iter(group.values()))}: channel {missing[0]:04d} of the scan {name} is missing beside it; the model takes {channels}. "
+                f"{next(iter(group.values()))}: channel {missing[0]:04d} of the scan {name} is missing beside it, "
+                f"the model takes {channels}. "
                 "If the number is no channel's, name the files of each scan in a manifest (.json)"
             )
         scans.append(Scan(name, tuple(file for _, file in sorted(group.items()))))

@@ -221,10 +221,8 @@ def _image(array: NDArray[Any], volume: Volume) -> Any:
         return image
     kind = nib.Nifti1Image if len(raw) == 348 else nib.Nifti2Image
     header = kind.header_class(raw, check=False)
-    spatial, zooms = {name: header[name].copy() for name in ("xyzt_units", "pixdim")}, header["pixdim"][:4].copy()
     header.set_data_dtype(array.dtype)
     header.set_data_shape(array.shape)
-    header["xyzt_units"], header["pixdim"][:4] = spatial["xyzt_units"], zooms
     header["intent_code"], header["intent_name"] = 0, b""
     header["cal_min"], header["cal_max"] = 0, 0
     header.set_slope_inter(None, None)
