@@ -6,7 +6,7 @@ from grids import FEW, ORIENTATIONS, affines, shapes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uxnet.errors import Cancelled, VolumeError
+from uxnet.errors import Cancelled, ModelError, VolumeError
 from uxnet.geometry import Geometry
 from uxnet.inference.segment import segment
 from uxnet.inference.stitch import pad_to, stitch
@@ -207,3 +207,8 @@ def test_channels_that_do_not_fit_are_refused_by_name():
     stage = Stage(prepare=Preparation(intensity=(Intensity(),) * 3))
     with pytest.raises(VolumeError, match="2 channels"):
         segment(volume, Echo(), stage, LABELS)
+
+
+def test_values_that_are_not_finite_are_never_decided_on():
+    with pytest.raises(ModelError, match="not finite"):
+        stitch(np.zeros((1, 8, 8, 8), np.float32), Constant(0.0, np.nan), (8, 8, 8), Inference())

@@ -490,3 +490,10 @@ def test_names_of_cases(tmp_path, name, case, nifti):
     assert case_name(tmp_path / name) == case
     assert is_nifti(tmp_path / name) == nifti
     assert not is_nifti(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("unit", ["meter", "micron"])
+def test_units_other_than_mm_are_refused_instead_of_misread(tmp_path, unit):
+    path = save(tmp_path / "a.nii.gz", np.zeros((3, 4, 5), np.int16), units=(unit, "sec"))
+    with pytest.raises(VolumeError, match=r"a\.nii\.gz.*mm"):
+        read_image(path)

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from uxnet.errors import ModelError
 from uxnet.events import Progress, Report, silent
 from uxnet.geometry import Shape
 from uxnet.inference.tiles import blend_weight, tiles
@@ -32,6 +33,9 @@ def stitch(image: Image, engine: Engine, patch: Shape, inference: Inference, rep
 
     Returns:
         (out_channels, I, J, K) float32.
+
+    Raises:
+        ModelError: if the network gives NaN or infinity.
     """
     padded, inside = pad_to(image, patch)
     shape: Shape = (padded.shape[1], padded.shape[2], padded.shape[3])
@@ -42,6 +46,8 @@ def stitch(image: Image, engine: Engine, patch: Shape, inference: Inference, rep
     for first in range(0, len(windows), inference.batch):
         group = windows[first : first + inference.batch]
         logits = engine.infer(np.stack([padded[(slice(None), *box.slices)] for box in group]))
+        if not np.isfinite(logits).all():
+            raise ModelError("the network gave values that are not finite, so nothing can be decided; try the precision float32")
         if not len(total):
             total = np.zeros((logits.shape[1], *shape), dtype=np.float32)
         for box, one in zip(group, logits, strict=True):

@@ -23,6 +23,7 @@ from uxnet.io.files import atomic
 from uxnet.volume import Source, Volume
 
 _SUFFIXES = (".nii.gz", ".nii")
+_OTHER_UNITS = {1: "metre", 3: "micrometre"}
 # The last two come from headers that claim absurdly many voxels.
 _DAMAGE = (OSError, EOFError, zlib.error, ValueError, MemoryError, OverflowError)
 
@@ -151,6 +152,9 @@ def _geometry(image: Any, path: Path) -> Geometry:
             f"{path}: it has no valid affine (sform_code and qform_code are both 0), so left and right are unknown; "
             "convert it again from its source, or set the sform after checking the orientation"
         )
+    unit = _OTHER_UNITS.get(int(header["xyzt_units"]) & 7)
+    if unit:
+        raise VolumeError(f"{path}: its unit is the {unit}, and everything here is in mm; convert it (affine and xyzt_units) to mm")
     shape = _spatial(image.shape, path)
     try:
         return Geometry(shape, np.asarray(image.affine, dtype=np.float64))
