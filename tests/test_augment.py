@@ -246,3 +246,15 @@ def test_a_share_of_the_samples_is_moved():
     got, _ = augment(images, indices, Augmentation(rotation_deg=(30, 30, 30), affine_probability=0.3), 0, 0)
     moved = sum(not torch.equal(a, b) for a, b in zip(got, images, strict=True))
     assert 8 <= moved <= 30
+
+
+def test_a_rotation_turns_in_millimetres_where_voxels_are_no_cubes():
+    shape, spacing = (40, 40, 20), np.array([1.0, 1.0, 2.0])
+    middle = (np.array(shape) - 1) / 2
+    centres = middle + np.array([[10.0, 0, 0], [0, 0, 5], [-6, 0, -4]])
+    image, indices = blobs(shape, centres, radius=2.0)
+    distances = np.linalg.norm((centres[:, None] - centres) * spacing, axis=-1)
+    for step in range(5):
+        _, labels = augment(image, indices, Augmentation(rotation_deg=(0, 40, 0)), 0, step, spacing)
+        found = centroids(labels, 3) * spacing
+        assert np.abs(np.linalg.norm(found[:, None] - found, axis=-1) - distances).max() < 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ Matrix = NDArray[np.float64]
 _STREAM = 1  # apart from the sampler's random numbers, which have the same seed, step and sample
 
 
-def augment(images: Tensor, indices: Tensor, settings: Augmentation, seed: int, step: int) -> tuple[Tensor, Tensor]:
+def augment(
+    images: Tensor, indices: Tensor, settings: Augmentation, seed: int, step: int, spacing_mm: Sequence[float] = ()
+) -> tuple[Tensor, Tensor]:
     """A batch, rotated, scaled, mirrored and changed in intensity, each sample on its own.
 
     Args:
@@ -25,12 +28,13 @@ def augment(images: Tensor, indices: Tensor, settings: Augmentation, seed: int, 
         indices: (N, I, J, K) label indices, any integer type; moved with the image, nearest neighbour.
         settings: what may happen and how far.
         seed, step: with the sample's number they decide everything.
+        spacing_mm: of the voxels, so that a rotation turns and does not shear where they are not cubes; empty takes them as cubes.
 
     Returns:
         Both, of the same shapes and types.
     """
     draws = [np.random.default_rng((seed, step, sample, _STREAM)) for sample in range(len(images))]
-    spatial = [_matrix(rng, settings, images.shape[2:]) for rng in draws]
+    spatial = [_matrix(rng, settings, spacing_mm) for rng in draws]
     # The others are left out rather than moved by nothing: reading them anew would round them.
     moving = {sample: matrix for sample, matrix in enumerate(spatial) if matrix is not None}
     if moving:
@@ -42,7 +46,7 @@ def augment(images: Tensor, indices: Tensor, settings: Augmentation, seed: int, 
     return torch.stack(changed), indices
 
 
-def _matrix(rng: np.random.Generator, settings: Augmentation, shape: torch.Size) -> Matrix | None:
+def _matrix(rng: np.random.Generator, settings: Augmentation, spacing_mm: Sequence[float]) -> Matrix | None:
     """(3, 3), from the result's voxel offsets from the centre to the source's, along (i, j, k); None for the identity."""
     # All numbers are drawn in any case, so that one setting does not move the draws of another.
     turns, chance = rng.random() < settings.affine_probability, rng.random(3)
@@ -61,6 +65,9 @@ def _matrix(rng: np.random.Generator, settings: Augmentation, shape: torch.Size)
             turn[a, b], turn[b, a] = -math.sin(angle), math.sin(angle)
             matrix = matrix @ turn
         matrix = matrix @ np.diag(1 / (sizes if settings.anisotropic else np.full(3, sizes[0])))
+        if len(spacing_mm):
+            # Turned in millimetres, said in voxels.
+            matrix = matrix * np.array(spacing_mm)[None, :] / np.array(spacing_mm)[:, None]
     return matrix @ np.diag([-1.0 if m else 1.0 for m in mirrored])
 
 

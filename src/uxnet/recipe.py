@@ -43,6 +43,10 @@ class Network:
     name: str = "uxnet"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        none = [key for key, value in self.settings.items() if value is None]
+        _check(not none, f"settings.{none[0] if none else ''}", "TOML has no none; write false, or leave the key out")
+
 
 @dataclass(frozen=True)
 class Intensity:

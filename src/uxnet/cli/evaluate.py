@@ -76,6 +76,7 @@ def run(
 
 
 def show(console: Console, evaluation: Evaluation, written: list[Path]) -> None:
+    """Prints the table of an evaluation, its worst cases and its failures, and which files were written."""
     from rich.markup import escape
 
     if evaluation.cases:

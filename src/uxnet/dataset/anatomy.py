@@ -343,9 +343,7 @@ def _above(shape: Shape, slope: float, floor: float) -> Shape:
 
     def bounded(part: Part) -> Part:
         down = float(np.hypot(1, slope))
-        return Part(
-            part.low, part.high, lambda x, y, z: np.maximum(part.field(x, y, z), (floor - slope * (x - 80) + 0.15 * y - z) / down)
-        )
+        return Part(part.low, part.high, lambda x, y, z: np.maximum(part.field(x, y, z), (floor - slope * (x - 80) + 0.15 * y - z) / down))
 
     return tuple(bounded(part) for part in shape)
 

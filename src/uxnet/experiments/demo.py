@@ -183,7 +183,8 @@ def _page(
 <title>uxnet demo: {html.escape(manifest.name)}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; background: #fff; }}
-table {{ border-collapse: collapse; margin: 1rem 0; }} th, td {{ padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #d8dee6; }}
+table {{ border-collapse: collapse; margin: 1rem 0; }}
+th, td {{ padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #d8dee6; }}
 th:first-child, td:first-child {{ text-align: left; }} tr:last-child td {{ font-weight: 600; }} img {{ width: 100%; margin: 1rem 0; }}
 </style>
 <h1>uxnet demo: {html.escape(manifest.name)}</h1>

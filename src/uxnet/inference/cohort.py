@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from uxnet.errors import Cancelled, InputError, UxnetError
 from uxnet.events import Note, Progress, Report, Warn, silent
@@ -87,12 +88,18 @@ def predict(segmenter: Segmenter, scans: Sequence[Scan], out: Path, *, overwrite
         One outcome a scan, in their order.
 
     Raises:
-        InputError: if an output would overwrite an input, or a file that exists.
+        InputError: if an output would overwrite an input, or a file that exists, or `out` holds label maps of another model.
     """
     outputs = {scan.name: out / f"{scan.name}.nii.gz" for scan in scans}
     _refuse_overwriting(scans, outputs, overwrite)
     out.mkdir(parents=True, exist_ok=True)
-    described = {**segmenter.labels.to_dict(), "model": str(segmenter.model.path.name), "model_name": segmenter.model.recipe.name}
+    described: dict[str, Any] = {
+        **segmenter.labels.to_dict(),
+        "model": str(segmenter.model.path.name),
+        "model_name": segmenter.model.recipe.name,
+    }
+    if not overwrite:
+        _refuse_mixing(out / "labels.json", described)
     write_json(out / "labels.json", described)
     outcomes = []
     for done, scan in enumerate(scans, start=1):
@@ -113,7 +120,8 @@ def predict(segmenter: Segmenter, scans: Sequence[Scan], out: Path, *, overwrite
             memory = f", peak memory {peak} MB" if peak is not None else ""
             report(Note(f"{scan.name}: {seconds:.1f} s{memory} -> {outputs[scan.name]}"))
         report(Progress("scans", done, len(scans)))
-    write_json(out / "predict.json", {"model": str(segmenter.model.path), "scans": [asdict(outcome) for outcome in outcomes]})
+    earlier = [scan for scan in _earlier_scans(out / "predict.json") if scan["name"] not in outputs]
+    write_json(out / "predict.json", {"model": str(segmenter.model.path), "scans": earlier + [asdict(outcome) for outcome in outcomes]})
     return outcomes
 
 
@@ -169,6 +177,25 @@ def _refuse_overwriting(scans: Sequence[Scan], outputs: dict[str, Path], overwri
     existing = [output for output in outputs.values() if output.exists()]
     if existing and not overwrite:
         raise InputError(f"{existing[0]}: exists already ({len(existing)} such outputs); choose another folder, or give --overwrite")
+
+
+def _refuse_mixing(path: Path, described: dict[str, Any]) -> None:
+    """One folder, one meaning: labels.json speaks for every label map beside it."""
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if found != described:
+        raise InputError(f"{path}: speaks of another model's label maps; choose another folder, or give --overwrite")
+
+
+def _earlier_scans(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [scan for scan in json.loads(path.read_text(encoding="utf-8"))["scans"] if "name" in scan]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _reset_peak() -> bool:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from uxnet.devices import choose_device, choose_precision, in_fast_memory
-from uxnet.errors import ModelError
+from uxnet.errors import DeviceError, ModelError
 
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,15 +35,23 @@ class TorchEngine:
         self.network = in_fast_memory(network.to(self.device), self.device)
 
     def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(N, C, I, J, K) float32 -> logits (N, out_channels, I, J, K) float32."""
+        """(N, C, I, J, K) float32 -> logits (N, out_channels, I, J, K) float32.
+
+        Raises:
+            DeviceError: if the device has not the memory for it.
+        """
         training = self.network.training
         self.network.eval()
         lower = self.precision in _TYPES
         context = torch.autocast(self.device.type, _TYPES[self.precision]) if lower else contextlib.nullcontext()
-        with torch.inference_mode(), context:
-            logits = self.network(torch.from_numpy(np.ascontiguousarray(batch)).to(self.device))
-        self.network.train(training)
-        result: NDArray[np.float32] = logits.float().cpu().numpy()
+        try:
+            with torch.inference_mode(), context:
+                logits = self.network(torch.from_numpy(np.ascontiguousarray(batch)).to(self.device))
+            result: NDArray[np.float32] = logits.float().cpu().numpy()
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise DeviceError(f"not enough memory on {self.device} for {len(batch)} windows of {batch.shape[2:]}: {error}") from error
+        finally:
+            self.network.train(training)
         return result
 
 

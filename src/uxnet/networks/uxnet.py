@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -68,9 +68,7 @@ RELEASED_KEYS: tuple[tuple[str, str], ...] = (
 class DepthwiseChannelScaling(nn.Module):
     """DCS: every channel is widened to `expansion` channels of its own, GELU, and brought back; channels never mix.
 
-    Paper section 3, "depthwise convolutional scaling". The parameters are those of two grouped 1x1x1 convolutions (groups =
-    channels). What is computed is the same arithmetic, elementwise: grouped convolutions with one input channel a group are slow
-    everywhere.
+    Paper section 3, "depthwise convolutional scaling": two grouped 1x1x1 convolutions (groups = channels).
     """
 
     def __init__(self, channels: int, expansion: int) -> None:
@@ -163,7 +161,7 @@ class UXNet(nn.Module):
         decoder_kernel: of the skips' and decoder's convolutions; one number, one an axis, or one triple a level, finest first
             (stages + 1 levels: the image, then each stage).
         expansion: widening inside the channel scaling (4 in the paper).
-        layer_scale: initial value of the blocks' layer scale (1e-6 as released); None for none.
+        layer_scale: initial value of the blocks' layer scale (1e-6 as released); None, or False as TOML has no none, for none.
         drop_path: rate of stochastic depth, growing linearly from 0 at the first block to this at the last.
         deep_supervision: also give logits at every coarser decoder level while training.
         checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
@@ -186,7 +184,7 @@ class UXNet(nn.Module):
         strides: PerStage = 2,
         decoder_kernel: PerStage = 3,
         expansion: int = 4,
-        layer_scale: float | None = 1e-6,
+        layer_scale: float | Literal[False] | None = 1e-6,
         drop_path: float = 0.0,
         deep_supervision: bool = False,
         checkpointing: bool = False,
@@ -200,6 +198,7 @@ class UXNet(nn.Module):
             _wholes((count,), 1, name)
         if not isinstance(drop_path, int | float) or not 0 <= drop_path < 1:
             raise ValueError(f"drop_path must be at least 0 and below 1, not {drop_path!r}")
+        layer_scale = None if layer_scale is False else layer_scale
         if layer_scale is not None and (not isinstance(layer_scale, int | float) or not math.isfinite(layer_scale)):
             raise ValueError(f"layer_scale must be a finite number or None, not {layer_scale!r}")
         n = len(widths)

@@ -112,12 +112,14 @@ def fit(
         for group in optimiser.param_groups:
             group["lr"] = rate
 
-        x, target = augment(engine.put(torch.from_numpy(images)), engine.put(_as_tensor(indices)), stage.augment, seed, step)
+        on_device = engine.put(torch.from_numpy(images)), engine.put(_as_tensor(indices))
+        x, target = augment(*on_device, stage.augment, seed, step, stage.prepare.spacing_mm)
         running.train()
         loss = loss_of(running(x), target)
         engine.backward(loss)
         norm = engine.gradient_norm(running, optimiser, settings.clip_gradient)
-        sane = math.isfinite(float(loss.detach())) and norm < settings.absurd_gradient
+        # A scaled loss (float16) overflows now and then by design: its scaler skips that step and lowers the scale.
+        sane = math.isfinite(float(loss.detach())) and (norm < settings.absurd_gradient or (engine.scales_loss and math.isfinite(norm)))
         if sane or engine.scales_loss:
             optimiser.step()
         if sane:

@@ -147,6 +147,9 @@ def _settle(out: Path, recipe: Recipe, resume: bool, report: Report) -> None:
             raise CheckpointError(f"{out}: there is a run already; go on with it by --resume, or choose another folder")
         if load_recipe(file) != recipe:
             raise CheckpointError(f"{out}: the run there has another recipe ({file}); resume it with that one, or choose another folder")
+        # What was being written when an earlier process was killed.
+        for part in out.glob("**/.*.part*"):
+            part.unlink(missing_ok=True)
         return
     if resume:
         report(Note(f"{out}: nothing to resume there, a new run is started"))
