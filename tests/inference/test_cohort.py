@@ -255,3 +255,14 @@ def test_a_damaged_model_is_named(tiny_model, tmp_path):
             load_model(path)
     with pytest.raises(ModelError, match="no such model file"):
         load_model(tmp_path / "none.uxnet")
+
+
+def test_a_folder_keeps_what_earlier_calls_did_and_never_mixes_models(tmp_path, segmenter, two_channels):
+    out = tmp_path / "out"
+    predict(segmenter, [Scan("a", (scan(tmp_path / "a.nii.gz"),))], out)
+    predict(segmenter, [Scan("b", (scan(tmp_path / "b.nii.gz"),))], out)
+    assert [s["name"] for s in json.loads((out / "predict.json").read_text())["scans"]] == ["a", "b"]
+    before = (out / "labels.json").read_bytes()
+    with pytest.raises(InputError, match=r"labels\.json.*another model"):
+        predict(two_channels, [Scan("c", (scan(tmp_path / "c.nii.gz"),))], out)
+    assert (out / "labels.json").read_bytes() == before
