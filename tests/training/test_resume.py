@@ -281,6 +281,8 @@ def test_a_recipe_of_two_stages_is_refused(go, tiny_recipe, tmp_path):
 def test_a_recipe_whose_network_cannot_be_built(go, tiny_recipe, tmp_path):
     with pytest.raises(RecipeError, match=r"network\.settings"):
         go(tmp_path / "run", recipe=with_overrides(tiny_recipe, ["network.settings.widths=[4]"]))
+    # Nothing began, so the mended recipe may have the folder.
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dataset_with_errors_is_refused_and_the_cases_named(go, tiny_dataset, tmp_path):
@@ -291,12 +293,12 @@ def test_a_dataset_with_errors_is_refused_and_the_cases_named(go, tiny_dataset, 
     nib.save(nib.Nifti1Image(np.full(labels.shape, 9, np.uint8), labels.affine), bad / "labelsTr" / "case_07.nii.gz")
     with pytest.raises(DatasetError, match=r"(?s)case_03.*case_07"):
         go(tmp_path / "run", dataset=bad)
-    assert not (tmp_path / "run" / "checkpoints").exists()
-    # Once it is mended, the same command with --resume starts it.
+    assert not (tmp_path / "run").exists()
+    # Once it is mended, the same command starts it.
     for folder in ("imagesTr", "labelsTr"):
         for name in ("case_03", "case_07"):
             shutil.copy(tiny_dataset / folder / f"{name}.nii.gz", bad / folder)
     events = []
-    go(tmp_path / "run", dataset=bad, resume=True, report=events.append)
+    go(tmp_path / "run", dataset=bad, report=events.append)
     assert (tmp_path / "run" / "model.uxnet").is_file()
     assert not [e for e in events if isinstance(e, Warn) and "skipped" in e.message]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,7 @@ def run(
     with reporting(console) as report:
         from uxnet.experiments.demo import run_demo
 
-        demo = run_demo(output, data=data, recipe=chosen, device=device, report=report)
+        demo = run_demo(output, data=data, recipe=chosen, device=device, workers=os.cpu_count() or 1, report=report)
     out = Console()
     from uxnet.cli.evaluate import show
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,7 +78,7 @@ def run(
             resume=resume,
             device=device,
             cache=cache,
-            workers=workers,
+            workers=workers or os.cpu_count() or 1,
             report=report,
         )
     from uxnet.model import read_model

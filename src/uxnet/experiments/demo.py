@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ PHANTOMS = 24
 
 _SHOWN = 4
 _CLASSIFIER = "by intensity alone"
+_NAMES = {"uxnet": "3D UX-Net"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def run_demo(
     recipe: Recipe | None = None,
     fold: int = 0,
     cases: int = PHANTOMS,
+    workers: int = 1,
     device: str = "auto",
     report: Report = silent,
 ) -> Demo:
@@ -60,6 +61,7 @@ def run_demo(
         recipe: by default "phantom", which has a fixed seed and number of steps.
         fold: the part that is held out.
         cases: phantoms to make.
+        workers: processes that draw, check and prepare cases, see `training.run.train`.
 
     Raises:
         UxnetError: as making phantoms, training, prediction and evaluation raise it.
@@ -72,11 +74,11 @@ def run_demo(
     if data is None:
         data = out / "data"
         report(Note(f"making {cases} labelled phantoms: synthetic shapes with CT-like numbers, not patients"))
-        write_phantoms(data, cases, workers=os.cpu_count() or 1, report=report)
+        write_phantoms(data, cases, workers=workers, report=report)
     manifest = read_dataset(data)
     recipe = recipe or load_recipe("phantom")
     run = out / "run"
-    model = train(manifest, recipe, run, fold=fold, resume=(run / "recipe.toml").exists(), device=device, report=report)
+    model = train(manifest, recipe, run, fold=fold, resume=(run / "recipe.toml").exists(), device=device, workers=workers, report=report)
 
     split = read_split(run / "split.json", manifest).folds[fold]
     held_out = [manifest.case(name) for name in split.test or split.validation]
@@ -94,7 +96,7 @@ def run_demo(
         _classify_by_intensity([manifest.case(name) for name in split.train], held_out, manifest, out / "by_intensity")
         intensity = _score(held_out, out / "by_intensity", manifest)
     shown = _pick(network, held_out)
-    pictures = _pictures(shown, manifest, out, network, intensity, phantoms)
+    pictures = _pictures(shown, manifest, recipe, out, network, intensity, phantoms)
     seconds = time.monotonic() - started
     page = out / "index.html"
     with atomic(page) as temporary:
@@ -130,7 +132,13 @@ def _pick(evaluation: Evaluation, cases: Sequence[Case]) -> list[Case]:
 
 
 def _pictures(
-    cases: Sequence[Case], manifest: Manifest, out: Path, network: Evaluation, intensity: Evaluation | None, phantoms: bool
+    cases: Sequence[Case],
+    manifest: Manifest,
+    recipe: Recipe,
+    out: Path,
+    network: Evaluation,
+    intensity: Evaluation | None,
+    phantoms: bool,
 ) -> Path:
     rows: list[Row] = []
     for case in cases:
@@ -143,11 +151,20 @@ def _pictures(
             texts.append(f"Dice {_dice(intensity, case.name)}")
         plane: Plane = "coronal" if phantoms and len(rows) % 2 else "axial"
         rows.append(Row(case.name, read_image(*case.images), tuple(maps), tuple(texts), plane))
-    columns = ("image", "reference", "3D UX-Net", *((_CLASSIFIER,) if intensity is not None else ()))
+    columns = ("image", "reference", _network_name(recipe), *((_CLASSIFIER,) if intensity is not None else ()))
     what = "synthetic phantoms, not patients" if phantoms else f"{manifest.name}, {manifest.licence or 'licence not stated'}"
+    title = "Held-out cases, from the worst to the best"
+    # Shown as the network sees it: through the recipe's intensity window, where there is one.
+    clip = recipe.stages[0].prepare.intensity[0].clip
+    limits = (clip[0], clip[1]) if clip else None
     path = out / "pictures.png"
-    comparison_figure(path, rows, manifest.labels, columns=columns, title="Held-out cases, from the worst to the best", note=what)
+    comparison_figure(path, rows, manifest.labels, columns=columns, title=title, note=what, limits=limits)
     return path
+
+
+def _network_name(recipe: Recipe) -> str:
+    name = recipe.stages[0].network.name
+    return _NAMES.get(name, name)
 
 
 def _dice(evaluation: Evaluation, name: str) -> str:
@@ -189,7 +206,7 @@ th:first-child, td:first-child {{ text-align: left; }} tr:last-child td {{ font-
 </style>
 <h1>uxnet demo: {html.escape(manifest.name)}</h1>
 <p>{what}</p>
-<p>A {html.escape(recipe.stages[0].network.name)} trained on {trained_on} cases for {recipe.stages[0].training.steps} steps; scored on
+<p>A {html.escape(_network_name(recipe))} trained on {trained_on} cases for {recipe.stages[0].training.steps} steps; scored on
 {len(network.cases)} cases that it was not trained on, on their own grids. Not a medical device.</p>
 <table>{head}
 {"".join(lines)}</table>

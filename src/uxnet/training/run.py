@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     cache: Path | None = None,
-    workers: int | None = None,
+    workers: int = 1,
     report: Report = silent,
 ) -> Path:
     """Trains one fold and writes a model.
@@ -61,7 +60,8 @@ def train(
         resume: go on with a run that was interrupted; a folder without one is started.
         device: "auto", "cpu", "cuda", "cuda:N", "mps".
         cache: folder of the prepared cases, by default `cache` in the run's folder; runs of one dataset and recipe may share it.
-        workers: processes to check and prepare cases in, by default one a core.
+        workers: processes to check and prepare cases in. With more than one, a script that calls this needs Python's usual
+            `if __name__ == "__main__":`, since the others start by importing it.
 
     Returns:
         The path of the model.
@@ -76,22 +76,22 @@ def train(
     if len(recipe.stages) != 1:
         raise RecipeError(f"stages: {recipe.name} has {len(recipe.stages)}; this version of uxnet trains recipes with one")
     stage, out = recipe.stages[0], Path(out)
-    workers = workers if workers is not None else os.cpu_count() or 1
     engine = TrainingEngine(device, stage.training.precision)
-    _settle(out, recipe, resume, report)
+    _refuse_another_run(out, recipe, resume)
 
     manifest = dataset if isinstance(dataset, Manifest) else read_dataset(Path(dataset), group_by=group_by)
     inspection = check_dataset(manifest, workers=workers, report=report)
-    write_json(out / "inspection.json", inspection.to_dict())
     refuse_errors(inspection)
+    torch.manual_seed(stage.training.seed)
+    network = build(stage.network.name, len(manifest.channel_names), manifest.labels.out_channels, stage.network.settings)
+    _begin(out, recipe, resume, report)
+    write_json(out / "inspection.json", inspection.to_dict())
     chosen = _fold(manifest, inspection, split or out / "split.json", protocol, stage.training.seed, fold, report)
     cases = {case.name: case for case in manifest.cases}
     cached = build_cache(
         [cases[name] for name in chosen.train], stage.prepare, manifest.labels, cache or out / "cache", workers=workers, report=report
     )
 
-    torch.manual_seed(stage.training.seed)
-    network = build(stage.network.name, len(manifest.channel_names), manifest.labels.out_channels, stage.network.settings)
     files = RunFiles(out)
     report(Note(_opening(manifest, recipe, network, chosen, engine)))
     validating = TorchEngine(network, str(engine.device), engine.precision)
@@ -139,14 +139,20 @@ def draw_curves(run: Path, title: str) -> None:
     curves(run / "curves.png", losses=losses, scores=scores, title=title)
 
 
-def _settle(out: Path, recipe: Recipe, resume: bool, report: Report) -> None:
-    """Makes the run's folder, or finds that it holds this very run."""
+def _refuse_another_run(out: Path, recipe: Recipe, resume: bool) -> None:
+    file = out / "recipe.toml"
+    if not file.exists():
+        return
+    if not resume:
+        raise CheckpointError(f"{out}: there is a run already; go on with it by --resume, or choose another folder")
+    if load_recipe(file) != recipe:
+        raise CheckpointError(f"{out}: the run there has another recipe ({file}); resume it with that one, or choose another folder")
+
+
+def _begin(out: Path, recipe: Recipe, resume: bool, report: Report) -> None:
+    """Makes the run's folder, once it is known that there is something to train on; or tidies the one that is there."""
     file = out / "recipe.toml"
     if file.exists():
-        if not resume:
-            raise CheckpointError(f"{out}: there is a run already; go on with it by --resume, or choose another folder")
-        if load_recipe(file) != recipe:
-            raise CheckpointError(f"{out}: the run there has another recipe ({file}); resume it with that one, or choose another folder")
         # What was being written when an earlier process was killed.
         for part in out.glob("**/.*.part*"):
             part.unlink(missing_ok=True)
