@@ -246,7 +246,9 @@ def curves(
             colour = _INK if main else (colours or {}).get(name, cycle[name])
             width, order = (2.4, 3) if main else (1.2, 2)
             dice_axes.plot(steps, values, color=colour, linewidth=width, zorder=order, marker="o", markersize=width + 1, label=name)
-        dice_axes.set_ylim(0, 1)
+        lowest = min((value for series in scores.values() for _, value in series if np.isfinite(value)), default=0.0)
+        # Curves that all run near the top are told apart by a shorter axis; its foot is labelled.
+        dice_axes.set_ylim(max(0.0, np.floor(lowest * 10 - 1) / 10), 1)
         if scores:
             dice_axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8.5)
         for axes, name in ((loss_axes, "loss"), (dice_axes, "Dice")):
