@@ -80,7 +80,7 @@ class Manifest:
         raise DatasetError(f"{self.root}: there is no case {name!r} among its {len(self.cases)} cases")
 
 
-def read_dataset(root: Path, *, group_by: str | None = None) -> Manifest:
+def read_dataset(root: str | Path, *, group_by: str | None = None) -> Manifest:
     """The manifest of a dataset's folder, its cases sorted by name.
 
     Args:

@@ -41,16 +41,17 @@ def case_name(path: Path) -> str:
     return path.stem
 
 
-def read_geometry(path: Path) -> Geometry:
+def read_geometry(path: str | Path) -> Geometry:
     """The grid of a file; its voxels are not read.
 
     Raises:
         VolumeError: as `read_image`.
     """
+    path = Path(path)
     return _geometry(_open(path), path)
 
 
-def read_image(*paths: Path) -> Volume:
+def read_image(*paths: str | Path) -> Volume:
     """One image, (C, I, J, K) float32, with scl_slope and scl_inter applied.
 
     Args:
@@ -62,7 +63,7 @@ def read_image(*paths: Path) -> Volume:
     """
     if not paths:
         raise VolumeError("an image needs at least one file")
-    volumes = [_read_one(path) for path in paths]
+    volumes = [_read_one(Path(path)) for path in paths]
     first = volumes[0]
     for path, volume in zip(paths[1:], volumes[1:], strict=True):
         if not volume.geometry.same_grid(first.geometry):
@@ -70,12 +71,13 @@ def read_image(*paths: Path) -> Volume:
     return first if len(volumes) == 1 else first.with_array(np.concatenate([v.array for v in volumes]))
 
 
-def read_labels(path: Path) -> Volume:
+def read_labels(path: str | Path) -> Volume:
     """A label map, (1, I, J, K), in the smallest integer type that holds its values.
 
     Raises:
         VolumeError: as `read_image`, or if a value is no whole number, or there are several channels.
     """
+    path = Path(path)
     image = _open(path)
     geometry = _geometry(image, path)
     array = _channels_first(_voxels(image, path), path)
@@ -93,7 +95,7 @@ def read_labels(path: Path) -> Volume:
     return Volume(_smallest(array), geometry, Source(path, _header_bytes(image)))
 
 
-def write_labels(path: Path, volume: Volume) -> None:
+def write_labels(path: str | Path, volume: Volume) -> None:
     """Writes a label map, whole or not at all; the type of its array is kept.
 
     Where `volume` came from a NIfTI file, its sform, qform, their codes and units are repeated exactly.
@@ -103,16 +105,16 @@ def write_labels(path: Path, volume: Volume) -> None:
     """
     if volume.channels != 1 or volume.array.dtype.kind not in "iu":
         raise VolumeError(f"{path}: a label map is one channel of integers, not {volume.array.shape} of {volume.array.dtype}")
-    _write(path, volume.array[0], volume)
+    _write(Path(path), volume.array[0], volume)
 
 
-def write_image(path: Path, volume: Volume) -> None:
+def write_image(path: str | Path, volume: Volume) -> None:
     """Writes an image, whole or not at all, its channels along the fourth axis; the type of its array is kept.
 
     Raises:
         VolumeError: if the file cannot be written.
     """
-    _write(path, volume.array[0] if volume.channels == 1 else np.moveaxis(volume.array, 0, -1), volume)
+    _write(Path(path), volume.array[0] if volume.channels == 1 else np.moveaxis(volume.array, 0, -1), volume)
 
 
 def _read_one(path: Path) -> Volume:

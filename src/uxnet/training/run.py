@@ -38,12 +38,12 @@ def train(
     out: str | Path,
     *,
     fold: int = 0,
-    split: Path | None = None,
+    split: str | Path | None = None,
     protocol: str | None = None,
     group_by: str | None = None,
     resume: bool = False,
     device: str = "auto",
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     workers: int = 1,
     report: Report = silent,
 ) -> Path:
@@ -79,17 +79,17 @@ def train(
     engine = TrainingEngine(device, stage.training.precision)
     _refuse_another_run(out, recipe, resume)
 
-    manifest = dataset if isinstance(dataset, Manifest) else read_dataset(Path(dataset), group_by=group_by)
+    manifest = dataset if isinstance(dataset, Manifest) else read_dataset(dataset, group_by=group_by)
     inspection = check_dataset(manifest, workers=workers, report=report)
     refuse_errors(inspection)
     torch.manual_seed(stage.training.seed)
     network = build(stage.network.name, len(manifest.channel_names), manifest.labels.out_channels, stage.network.settings)
     _begin(out, recipe, resume, report)
     write_json(out / "inspection.json", inspection.to_dict())
-    chosen = _fold(manifest, inspection, split or out / "split.json", protocol, stage.training.seed, fold, report)
+    chosen = _fold(manifest, inspection, Path(split or out / "split.json"), protocol, stage.training.seed, fold, report)
     cases = {case.name: case for case in manifest.cases}
     cached = build_cache(
-        [cases[name] for name in chosen.train], stage.prepare, manifest.labels, cache or out / "cache", workers=workers, report=report
+        [cases[name] for name in chosen.train], stage.prepare, manifest.labels, Path(cache or out / "cache"), workers=workers, report=report
     )
 
     files = RunFiles(out)
