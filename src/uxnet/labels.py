@@ -24,6 +24,17 @@ from uxnet.errors import LabelsError
 Colour = tuple[int, int, int]
 IntArray = NDArray[np.integer[Any]]
 
+# Okabe and Ito's colours, which colour-blind people can tell apart; for labels that are given none.
+_PALETTE: tuple[Colour, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (204, 121, 167),
+    (213, 94, 0),
+    (0, 114, 178),
+)
+
 
 @dataclass(frozen=True)
 class Label:
@@ -116,9 +127,11 @@ class Labels:
         if name in given:
             return given[name]
         order = [*(label.name for label in self.foreground), *(r.name for r in self.regions)]
+        place = order.index(name)
+        if place < len(_PALETTE):
+            return _PALETTE[place]
         # Steps of the golden angle keep neighbours in the list far apart in hue.
-        hue = (order.index(name) * 0.381966 + 0.0) % 1.0
-        r, g, b = colorsys.hsv_to_rgb(hue, 0.75 if order.index(name) % 2 else 0.9, 1.0 if order.index(name) % 3 else 0.85)
+        r, g, b = colorsys.hsv_to_rgb(place * 0.381966 % 1.0, 0.75 if place % 2 else 0.9, 1.0 if place % 3 else 0.85)
         return (round(r * 255), round(g * 255), round(b * 255))
 
     def encode(self, values: IntArray) -> NDArray[np.uint8 | np.uint16]:

@@ -20,7 +20,9 @@ from uxnet.events import Note, Report, silent
 from uxnet.experiments.intensity import fit as fit_intensities
 from uxnet.inference.cohort import Scan, predict
 from uxnet.io import atomic, read_image, read_labels, write_labels
+from uxnet.prepare import normalise
 from uxnet.recipe import Recipe, load_recipe
+from uxnet.volume import Volume
 
 PHANTOMS = 24
 """Cases of the default demo; a fifth of them is held out."""
@@ -93,7 +95,7 @@ def run_demo(
     write_evaluation(out / "metrics.json", network)
     intensity = None
     if len(manifest.channel_names) == 1 and not manifest.labels.regions:
-        _classify_by_intensity([manifest.case(name) for name in split.train], held_out, manifest, out / "by_intensity")
+        _classify_by_intensity([manifest.case(name) for name in split.train], held_out, manifest, recipe, out / "by_intensity")
         intensity = _score(held_out, out / "by_intensity", manifest)
     shown = _pick(network, held_out)
     pictures = _pictures(shown, manifest, recipe, out, network, intensity, phantoms)
@@ -114,12 +116,20 @@ def _score(cases: Sequence[Case], predictions: Path, manifest: Manifest) -> Eval
     return evaluation
 
 
-def _classify_by_intensity(train: Sequence[Case], held_out: Sequence[Case], manifest: Manifest, out: Path) -> None:
-    """The baseline: each voxel by its intensity alone, as well as histograms of the training cases can tell."""
-    volumes = [(read_image(*case.images), read_labels(case.labels)) for case in train if case.labels is not None]
+def _classify_by_intensity(train: Sequence[Case], held_out: Sequence[Case], manifest: Manifest, recipe: Recipe, out: Path) -> None:
+    """The baseline: each voxel by its intensity alone, as well as histograms of the training cases can tell.
+
+    Intensities are normalised as the network's are: a fair baseline knows as much of a scan's scale.
+    """
+
+    def read(case: Case) -> Volume:
+        volume = read_image(*case.images)
+        return volume.with_array(normalise(volume.array, recipe.stages[0].prepare.intensity, volume.name))
+
+    volumes = [(read(case), read_labels(case.labels)) for case in train if case.labels is not None]
     classifier = fit_intensities(volumes, manifest.labels)
     for case in held_out:
-        write_labels(out / f"{case.name}.nii.gz", classifier.segment(read_image(*case.images)))
+        write_labels(out / f"{case.name}.nii.gz", classifier.segment(read(case)))
 
 
 def _pick(evaluation: Evaluation, cases: Sequence[Case]) -> list[Case]:
