@@ -21,6 +21,7 @@ from uxnet.dataset.cache import CachedCase
 from uxnet.dataset.patches import read_batch
 from uxnet.errors import TrainingError
 from uxnet.events import Note, Progress, Report, Warn
+from uxnet.recipe import Optimiser as OptimiserSettings
 from uxnet.recipe import Stage
 from uxnet.records import append_record, keep_records
 from uxnet.training.checkpoint import Progressed, load_checkpoint, save_checkpoint, save_weights
@@ -85,14 +86,7 @@ def fit(
         TrainingError: if too many steps in a row had to be skipped; checkpoints and records stay.
     """
     settings, seed = stage.training, stage.training.seed
-    optimiser: Optimizer = torch.optim.AdamW(
-        network.parameters(),
-        lr=stage.optimiser.learning_rate,
-        betas=stage.optimiser.betas,
-        eps=stage.optimiser.eps,
-        weight_decay=stage.optimiser.weight_decay,
-    )
-    running, optimiser = engine.setup(network, optimiser)
+    running, optimiser = engine.setup(network, _adamw(network, stage.optimiser))
     average = {key: value.detach().clone() for key, value in network.state_dict().items()} if settings.ema else {}
     done = Progressed()
     if files.last.exists():
@@ -154,6 +148,12 @@ def fit(
         if last or done.step % settings.checkpoint_every == 0 or done.step % settings.validate_every == 0:
             checkpoint()
     return done, average or network.state_dict()
+
+
+def _adamw(network: nn.Module, settings: OptimiserSettings) -> Optimizer:
+    return torch.optim.AdamW(
+        network.parameters(), lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+    )
 
 
 def _batches(cases: Sequence[CachedCase], stage: Stage, first: int) -> Iterator[Batch]:
