@@ -84,9 +84,9 @@ def train(
     refuse_errors(inspection)
     torch.manual_seed(stage.training.seed)
     network = build(stage.network.name, len(manifest.channel_names), manifest.labels.out_channels, stage.network.settings)
+    chosen = _fold(manifest, inspection, Path(split or out / "split.json"), protocol, stage.training.seed, fold, report)
     _begin(out, recipe, resume, report)
     write_json(out / "inspection.json", inspection.to_dict())
-    chosen = _fold(manifest, inspection, Path(split or out / "split.json"), protocol, stage.training.seed, fold, report)
     cases = {case.name: case for case in manifest.cases}
     cached = build_cache(
         [cases[name] for name in chosen.train], stage.prepare, manifest.labels, Path(cache or out / "cache"), workers=workers, report=report
