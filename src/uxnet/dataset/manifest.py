@@ -24,10 +24,9 @@ from typing import Any
 import numpy as np
 
 from uxnet.errors import DatasetError, LabelsError, VolumeError
-from uxnet.io import case_name, is_nifti, read_image, read_labels
+from uxnet.io import CHANNEL_NAME, case_name, is_nifti, read_image, read_labels
 from uxnet.labels import Label, Labels, labels_from_dataset_json, labels_from_dict
 
-_CHANNEL_FILE = re.compile(r"(.+)_(\d{4})")
 _ENDINGS = (".nii.gz", ".nii")
 
 
@@ -141,7 +140,7 @@ def _decathlon_cases(root: Path, data: Mapping[str, Any]) -> list[Case]:
         # macOS leaves ._NAME beside NAME in archives, and some descriptions list them.
         if first.name.startswith("."):
             continue
-        channel = _CHANNEL_FILE.fullmatch(case_name(first)) if len(images) > 1 else None
+        channel = CHANNEL_NAME.fullmatch(case_name(first)) if len(images) > 1 else None
         name = channel[1] if channel else case_name(first)
         cases.append(Case(name, images, labels[0] if labels else None, name))
     return cases
@@ -169,7 +168,7 @@ def _nnunet_cases(root: Path, data: Mapping[str, Any]) -> list[Case]:
     channels = len(_channel_names(where, data))
     highest: dict[str, int] = {}
     for path in _niftis(root / "imagesTr"):
-        match = _CHANNEL_FILE.fullmatch(case_name(path))
+        match = CHANNEL_NAME.fullmatch(case_name(path))
         if match is None or not path.name.endswith(ending):
             raise DatasetError(f"{path}: in nnU-Net's layout an image is named CASE_0000{ending}, a channel a file; rename it")
         highest[match[1]] = max(highest.get(match[1], 0), int(match[2]))
@@ -213,7 +212,7 @@ def _folder_cases(root: Path) -> list[Case]:
     files: dict[str, dict[int, Path]] = {}
     for path in _niftis(images):
         name, channel = case_name(path), 0
-        match = _CHANNEL_FILE.fullmatch(name)
+        match = CHANNEL_NAME.fullmatch(name)
         # Four digits are a channel only where the label map goes without them: "scan_0042" may be a name of its own.
         if match and match[1] in label_of and name not in label_of:
             name, channel = match[1], int(match[2])

@@ -11,7 +11,7 @@ from typing import Any
 from uxnet.errors import InputError, UxnetError
 from uxnet.evaluation.metrics import METRICS, ClassMetrics, Empty, Outcome, case_metrics, check_settings
 from uxnet.evaluation.pairs import Failure, Pair, find_labels_file, find_pairs, labels_from_values, read_labels_file
-from uxnet.evaluation.statistics import Interval, bootstrap_mean
+from uxnet.evaluation.statistics import Interval, bootstrap_mean, mean_of_counted
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.io import atomic, read_labels, write_json
 from uxnet.labels import Labels
@@ -30,7 +30,7 @@ class CaseMetrics:
 
     def mean(self, metric: str) -> float | None:
         """The mean of "dice", "hd95_mm" or "nsd" over the classes that count; None where none does."""
-        return _mean(getattr(c, metric) for c in self.classes)
+        return mean_of_counted(getattr(c, metric) for c in self.classes)
 
 
 @dataclass(frozen=True)
@@ -245,8 +245,3 @@ def _case_dict(case: CaseMetrics) -> dict[str, Any]:
             for c in case.classes
         },
     }
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    counted = [v for v in values if v is not None]
-    return sum(counted) / len(counted) if counted else None

@@ -43,3 +43,9 @@ def bootstrap_mean(values: Iterable[float | None], *, seed: int = 0, resamples: 
     blocks = [counted[rng.integers(0, n, size=(min(rows, resamples - done), n))].mean(axis=1) for done in range(0, resamples, rows)]
     low, high = np.quantile(np.concatenate(blocks), ((1 - confidence) / 2, (1 + confidence) / 2))
     return Interval(mean, float(low), float(high))
+
+
+def mean_of_counted(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that count; None where none does."""
+    counted = [v for v in values if v is not None]
+    return sum(counted) / len(counted) if counted else None

@@ -14,9 +14,7 @@ from typing import Any
 from uxnet.errors import Cancelled, InputError, UxnetError
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.inference.segmenter import Segmenter
-from uxnet.io import case_name, is_nifti, write_json, write_labels
-
-_CHANNEL = re.compile(r"^(.+)_(\d{4})$")
+from uxnet.io import CHANNEL_NAME, case_name, is_nifti, write_json, write_labels
 
 
 @dataclass(frozen=True)
@@ -140,14 +138,14 @@ def _manifest(path: Path) -> list[Scan]:
 
 def _by_channels(files: Sequence[Path], channels: int) -> list[Scan]:
     if channels == 1:
-        matches = {file: _CHANNEL.match(case_name(file)) for file in files}
+        matches = {file: CHANNEL_NAME.fullmatch(case_name(file)) for file in files}
         numbered = {file.parent for file, match in matches.items() if match and match.group(2) != "0000"}
         plain = {file: match is None or file.parent in numbered for file, match in matches.items()}
         return [Scan(case_name(f) if plain[f] else case_name(f).removesuffix("_0000"), (f,)) for f in files]
     scans: list[Scan] = []
     groups: dict[tuple[Path, str], dict[int, Path]] = {}
     for file in files:
-        match = _CHANNEL.match(case_name(file))
+        match = CHANNEL_NAME.fullmatch(case_name(file))
         if match is None:
             scans.append(Scan(case_name(file), (file,)))
             continue

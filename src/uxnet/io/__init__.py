@@ -1,9 +1,10 @@
 """Files to volumes and back. The file formats' own axis orders and header fields are known here and nowhere else."""
 
 from uxnet.io.files import atomic, write_json
-from uxnet.io.nifti import case_name, is_nifti, read_geometry, read_image, read_labels, write_image, write_labels
+from uxnet.io.nifti import CHANNEL_NAME, case_name, is_nifti, read_geometry, read_image, read_labels, write_image, write_labels
 
 __all__ = [
+    "CHANNEL_NAME",
     "atomic",
     "case_name",
     "is_nifti",

@@ -7,6 +7,7 @@ says nothing about left and right, and is refused.
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from uxnet.errors import VolumeError
 from uxnet.geometry import Geometry
 from uxnet.io.files import atomic
 from uxnet.volume import Source, Volume
+
+CHANNEL_NAME = re.compile(r"(.+)_(\d{4})")
+"""Names of channel files without their ending, to be matched in full: CASE_0000, CASE_0001, ... (nnU-Net's convention)."""
 
 _SUFFIXES = (".nii.gz", ".nii")
 _OTHER_UNITS = {1: "metre", 3: "micrometre"}

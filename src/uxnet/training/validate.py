@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from uxnet.dataset.manifest import Case
 from uxnet.errors import DatasetError
+from uxnet.evaluation.statistics import mean_of_counted
 from uxnet.events import Progress, Report, silent
 from uxnet.inference.segment import segment
 from uxnet.inference.stitch import Engine
@@ -29,12 +29,12 @@ class Validation:
     def classes(self) -> dict[str, float | None]:
         """The mean of each class over the cases where it counts."""
         names = list(next(iter(self.cases.values()), {}))
-        return {name: _mean([scores[name] for scores in self.cases.values()]) for name in names}
+        return {name: mean_of_counted([scores[name] for scores in self.cases.values()]) for name in names}
 
     @property
     def mean(self) -> float | None:
         """The mean over cases of each case's mean over its classes, as `uxnet evaluate` gives it."""
-        return _mean([_mean(list(scores.values())) for scores in self.cases.values()])
+        return mean_of_counted([mean_of_counted(list(scores.values())) for scores in self.cases.values()])
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -66,8 +66,3 @@ def dice_scores(predicted: NDArray[Any], reference: NDArray[Any], labels: Labels
         both = int(a.sum()) + int(b.sum())
         scores[name] = 2 * int((a & b).sum()) / both if both else None
     return scores
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    counted = [v for v in values if v is not None]
-    return float(np.mean(counted)) if counted else None
