@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from uxnet.errors import RecipeError
-from uxnet.networks.blocks import DropPath, LayerNorm, instance_norm
+from uxnet.networks.blocks import DropPath, LayerNorm, instance_norm, padded_sides
 from uxnet.networks.build import NETWORKS, build
-from uxnet.networks.uxnet import RELEASED_KEYS, UXNet, padded_sides
+from uxnet.networks.uxnet import RELEASED_KEYS, UXNet
 from uxnet.networks.weights import rename
 
 TINY = {"widths": (4, 8), "depths": (1, 1), "hidden": 8, "layer_scale": 0.5}

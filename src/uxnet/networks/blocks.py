@@ -6,6 +6,7 @@ Shapes are (N, C, I, J, K) throughout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -44,6 +45,53 @@ def odd_triple(value: PerAxis, name: str = "kernel") -> Triple:
 def same_padding(kernel: Triple) -> Triple:
     """The padding on each side that keeps the grid's shape at stride 1."""
     return (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+
+
+def sides_of(image: Tensor, in_channels: int, patch: Triple | None = None) -> Triple:
+    """The sides (I, J, K) of an image (N, in_channels, I, J, K).
+
+    Args:
+        patch: the sides that the image must have, for networks whose weights are tied to them; None takes any.
+
+    Raises:
+        ValueError: if the image has another shape.
+    """
+    if image.ndim != 5 or image.shape[1] != in_channels:
+        raise ValueError(f"expected an image of shape (N, {in_channels}, I, J, K), got {tuple(image.shape)}")
+    sides = (int(image.shape[2]), int(image.shape[3]), int(image.shape[4]))
+    if patch is not None and sides != patch:
+        raise ValueError(f"this network was built for patches of {patch} and takes no other, got {sides}")
+    return sides
+
+
+def padded_sides(sides: Triple, stride: Triple, *, alone: bool = False) -> Triple:
+    """The sides rounded up to multiples of `stride`, with at least two positions on one axis at the deepest level.
+
+    Instance norm has no meaning over a single position, so a grid that would end at 1x1x1 is doubled along its longest axis; but
+    for networks without such a norm there (`alone`).
+    """
+    up = [math.ceil(side / s) * s for side, s in zip(sides, stride, strict=True)]
+    if not alone and all(u == s for u, s in zip(up, stride, strict=True)):
+        longest = max(range(3), key=lambda a: (sides[a], a))
+        up[longest] += stride[longest]
+    return (up[0], up[1], up[2])
+
+
+def padded_behind(image: Tensor, padded: Triple) -> Tensor:
+    """(N, C, I, J, K) -> (N, C, *padded): zeros behind the end of each axis."""
+    sides = (int(image.shape[2]), int(image.shape[3]), int(image.shape[4]))
+    if sides == padded:
+        return image
+    return F.pad(image, [p for a in (2, 1, 0) for p in (0, padded[a] - sides[a])])
+
+
+def cropped(logits: Tensor, sides: Triple, padded: Triple) -> Tensor:
+    """Logits of any decoder level without what belongs to the padding from `sides` to `padded`."""
+    if padded == sides:
+        return logits
+    strides = [p // int(n) for p, n in zip(padded, logits.shape[2:], strict=True)]
+    i, j, k = (math.ceil(side / s) for side, s in zip(sides, strides, strict=True))
+    return logits[:, :, :i, :j, :k]
 
 
 class LayerNorm(nn.Module):

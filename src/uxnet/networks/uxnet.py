@@ -33,8 +33,12 @@ from uxnet.networks.blocks import (
     PerAxis,
     ResidualConvBlock,
     Triple,
+    cropped,
     odd_triple,
+    padded_behind,
+    padded_sides,
     same_padding,
+    sides_of,
     triple,
 )
 
@@ -245,15 +249,13 @@ class UXNet(nn.Module):
         Raises:
             ValueError: if the shape is not five-dimensional or the number of channels is another.
         """
-        if image.ndim != 5 or image.shape[1] != self.in_channels:
-            raise ValueError(f"expected an image of shape (N, {self.in_channels}, I, J, K), got {tuple(image.shape)}")
-        sides = (int(image.shape[2]), int(image.shape[3]), int(image.shape[4]))
+        sides = sides_of(image, self.in_channels)
         padded = padded_sides(sides, self.total_stride)
-        x = image if padded == sides else F.pad(image, [p for a in (2, 1, 0) for p in (0, padded[a] - sides[a])])
+        x = padded_behind(image, padded)
 
         features = self.encode(x)
         outputs = self.decode(x, features)
-        logits = [_cropped(head(y), sides, padded) for head, y in outputs]
+        logits = [cropped(head(y), sides, padded) for head, y in outputs]
         return logits if len(logits) > 1 else logits[0]
 
     def encode(self, image: Tensor) -> list[Tensor]:
@@ -282,27 +284,6 @@ class UXNet(nn.Module):
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         y: Tensor = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
         return y
-
-
-def padded_sides(sides: Triple, stride: Triple) -> Triple:
-    """The sides rounded up to multiples of `stride`, with at least two positions on one axis at the deepest level.
-
-    Instance norm has no meaning over a single position, so a grid that would end at 1x1x1 is doubled along its longest axis.
-    """
-    up = [math.ceil(side / s) * s for side, s in zip(sides, stride, strict=True)]
-    if all(u == s for u, s in zip(up, stride, strict=True)):
-        longest = max(range(3), key=lambda a: (sides[a], a))
-        up[longest] += stride[longest]
-    return (up[0], up[1], up[2])
-
-
-def _cropped(logits: Tensor, sides: Triple, padded: Triple) -> Tensor:
-    """Logits of any decoder level without what belongs to the padding."""
-    if padded == sides:
-        return logits
-    strides = [p // int(n) for p, n in zip(padded, logits.shape[2:], strict=True)]
-    i, j, k = (math.ceil(side / s) for side, s in zip(sides, strides, strict=True))
-    return logits[:, :, :i, :j, :k]
 
 
 def _wholes(values: Any, least: int, name: str) -> tuple[int, ...]:
