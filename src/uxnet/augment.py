@@ -19,7 +19,7 @@ _STREAM = 1  # apart from the sampler's random numbers, which have the same seed
 
 
 def augment(
-    images: Tensor, indices: Tensor, settings: Augmentation, seed: int, step: int, spacing_mm: Sequence[float] = ()
+    images: Tensor, indices: Tensor, settings: Augmentation, seed: int, step: int, spacing_mm: Sequence[float] = (), masks: int = 0
 ) -> tuple[Tensor, Tensor]:
     """A batch, rotated, scaled, mirrored and changed in intensity, each sample on its own.
 
@@ -29,6 +29,7 @@ def augment(
         settings: what may happen and how far.
         seed, step: with the sample's number they decide everything.
         spacing_mm: of the voxels, so that a rotation turns and does not shear where they are not cubes; empty takes them as cubes.
+        masks: how many of the last channels are masks of 0 and 1, which stay masks: moved, but their intensity left alone.
 
     Returns:
         Both, of the same shapes and types.
@@ -42,8 +43,9 @@ def augment(
         moved, labels = _moved(images[samples], indices[samples], list(moving.values()))
         images, indices = images.clone(), indices.clone()
         images[samples], indices[samples] = moved, labels
-    changed = [_intensity(image, rng, settings) for image, rng in zip(images, draws, strict=True)]
-    return torch.stack(changed), indices
+    scans, priors = images[:, : images.shape[1] - masks], images[:, images.shape[1] - masks :]
+    changed = torch.stack([_intensity(scan, rng, settings) for scan, rng in zip(scans, draws, strict=True)])
+    return (torch.cat((changed, priors.round()), dim=1) if masks else changed), indices
 
 
 def _matrix(rng: np.random.Generator, settings: Augmentation, spacing_mm: Sequence[float]) -> Matrix | None:

@@ -80,8 +80,8 @@ def write_model(
         stages.append(
             {
                 "network": stage.network.name,
-                "in_channels": len(channels),
-                "out_channels": labels.out_channels,
+                "in_channels": stage.in_channels(len(channels)),
+                "out_channels": stage.out_channels(labels.out_channels),
                 "weights": name,
                 "sha256": hashlib.sha256(blob).hexdigest(),
                 "parameters": int(sum(array.size for array in tensors.values())),

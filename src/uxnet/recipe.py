@@ -1,7 +1,7 @@
 """Recipes: everything that decides what a training run or a prediction does, as frozen dataclasses that are TOML on disk.
 
     Recipe
-    `-- stages: one for all networks but RAP-Net
+    `-- stages: one, or two for the method of RAP-Net, the second with a `prior`
         |-- network      which one, and its settings
         |-- prepare      orientation, spacing, intensity, crop
         |-- sampling     patches
@@ -18,7 +18,7 @@ from __future__ import annotations
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -243,6 +243,22 @@ class Inference:
 
 
 @dataclass(frozen=True)
+class Prior:
+    """What makes a stage the second phase of RAP-Net (Lee et al., ISBI 2021): it is guided by the labels of the stage before it.
+
+    Its network sees, beside the image, the mask of one structure as the stage before found it, and answers for that structure
+    alone (two channels: not it, it). Patches lie around voxels of the mask; one network serves all structures.
+
+    patches: windows a structure in prediction, each around a voxel of its mask; each voxel is decided by their majority.
+    """
+
+    patches: int = 50
+
+    def __post_init__(self) -> None:
+        _check(self.patches >= 1, "patches", "must be at least 1")
+
+
+@dataclass(frozen=True)
 class Stage:
     """One network, how its input is made, and how it is trained."""
 
@@ -255,6 +271,15 @@ class Stage:
     schedule: Schedule = Schedule()
     training: Training = Training()
     inference: Inference = Inference()
+    prior: Prior | None = None
+
+    def in_channels(self, channels: int) -> int:
+        """Channels that the network takes, of a scan with so many."""
+        return channels + (1 if self.prior else 0)
+
+    def out_channels(self, classes: int) -> int:
+        """Channels that the network gives, for labels with so many."""
+        return 2 if self.prior else classes
 
     @property
     def window(self) -> tuple[int, int, int]:
@@ -274,7 +299,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check(self.schema == SCHEMA, "schema", f"this version of uxnet reads schema {SCHEMA}, not {self.schema}")
-        _check(len(self.stages) >= 1, "stages", "a recipe has at least one stage")
+        _check(len(self.stages) in (1, 2), "stages", "a recipe has one stage, or two: a coarse one and one that it guides")
+        _check(self.stages[0].prior is None, "stages.0.prior", "nothing comes before the first stage that could guide it")
+        for number, stage in enumerate(self.stages[1:], start=1):
+            _check(stage.prior is not None, f"stages.{number}.prior", "a second stage is guided by the first: say how")
 
 
 def recipe_names() -> list[str]:
@@ -323,6 +351,16 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 def recipe_to_toml(recipe: Recipe) -> str:
     """The recipe as TOML, every key written out."""
     return tomli_w.dumps(recipe_to_dict(recipe))
+
+
+def with_network(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with another network in every stage, with that network's own settings: the recipe's were the other one's.
+
+    Raises:
+        RecipeError: if the name is empty.
+    """
+    _check(bool(name), "network.name", "must not be empty")
+    return replace(recipe, stages=tuple(replace(stage, network=Network(name)) for stage in recipe.stages))
 
 
 def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:

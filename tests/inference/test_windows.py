@@ -188,7 +188,7 @@ def test_a_perfect_network_gives_perfect_labels_on_any_grid(affine, shape, orien
     volume = Volume(indices.astype(np.float32), Geometry(shape, affine))
     preparation = Preparation(orientation=orientation, intensity=(Intensity(scale="none"),), crop_above=0.5 if crop else None)
     stage = Stage(prepare=preparation, sampling=Sampling((6, 5, 4)), inference=Inference((), overlap))
-    made = segment(volume, ByIntensity(), stage, LABELS)
+    made = segment(volume, [ByIntensity()], [stage], LABELS)
     np.testing.assert_array_equal(made.array, LABELS.decode(indices))
     assert made.geometry == volume.geometry
     assert made.array.dtype == np.int8
@@ -198,7 +198,8 @@ def test_inference_may_use_windows_of_its_own_size():
     engine = Echo()
     volume = Volume(np.zeros((1, 9, 9, 9), np.float32), Geometry((9, 9, 9), np.eye(4)))
     stage = Stage(sampling=Sampling((4, 4, 4)), inference=Inference((9, 8, 7)))
-    segment(volume, type("Net", (), {"infer": lambda _, b: np.concatenate([engine.infer(b)] * 3, axis=1)})(), stage, LABELS)
+    network = type("Net", (), {"infer": lambda _, b: np.concatenate([engine.infer(b)] * 3, axis=1)})()
+    segment(volume, [network], [stage], LABELS)
     assert {b.shape[2:] for b in engine.batches} == {(9, 8, 7)}
 
 
@@ -206,7 +207,7 @@ def test_channels_that_do_not_fit_are_refused_by_name():
     volume = Volume(np.zeros((2, 4, 4, 4), np.float32), Geometry((4, 4, 4), np.eye(4)))
     stage = Stage(prepare=Preparation(intensity=(Intensity(),) * 3))
     with pytest.raises(VolumeError, match="2 channels"):
-        segment(volume, Echo(), stage, LABELS)
+        segment(volume, [Echo()], [stage], LABELS)
 
 
 def test_values_that_are_not_finite_are_never_decided_on():

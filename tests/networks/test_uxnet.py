@@ -133,7 +133,7 @@ def test_any_widths_depths_channels_kernels_and_strides(more, total):
         ("hidden", 8.0),
         ("expansion", 0),
         ("kernel", 4),
-        ("kernel", (7, 7)),
+        ("kernel", (7, 7, 7, 7)),
         ("kernel", (7, 7, 0)),
         ("kernel", 7.0),
         ("kernel", "7"),

@@ -1,7 +1,8 @@
 """Prepared cases on disk, made once: training reads patches from them through memory maps.
 
 A case is four files named after it: the prepared image and labels as .npy, the places of labelled voxels as .npy, and a .json that is
-written last and says what the others were made from. A case whose .json is missing or speaks of other inputs is made again.
+written last and says what the others were made from. A case whose .json is missing or speaks of other inputs is made again. Where the
+stage is guided by the labels of the one before it, those are a fifth file, and the places are theirs.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,21 +36,31 @@ class CachedCase:
     """A prepared case: memory maps of its image (C, I, J, K) float32 and label indices (I, J, K), and where its labels are.
 
     places: one array (n, 3) for each foreground index 1..n, of at most 20,000 voxels drawn evenly; empty where it does not occur.
+    prior: label indices (I, J, K) of the stage before, where that guides this one; `places` are then taken from it.
     """
 
     name: str
     image: NDArray[np.float32]
     indices: NDArray[Any]
     places: tuple[NDArray[np.int32], ...]
+    prior: NDArray[Any] | None = None
 
 
 def build_cache(
-    cases: Sequence[Case], preparation: Preparation, labels: Labels, folder: Path, *, workers: int = 1, report: Report = silent
+    cases: Sequence[Case],
+    preparation: Preparation,
+    labels: Labels,
+    folder: Path,
+    *,
+    priors: Mapping[str, Path] | None = None,
+    workers: int = 1,
+    report: Report = silent,
 ) -> list[CachedCase]:
     """Prepares every case that is not in the cache yet, and opens all of them.
 
     Args:
         folder: where the cache lies; made if missing.
+        priors: the label map of the stage before of each case, by its name, on the case's own grid.
         workers: processes to prepare in.
 
     Returns:
@@ -59,9 +70,10 @@ def build_cache(
         DatasetError: naming every case that could not be prepared; the others stay in the cache.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    todo = [case for case in cases if _made_from(folder, case) != _inputs(case, preparation, labels)]
+    guides = priors or {}
+    todo = [case for case in cases if _made_from(folder, case) != _inputs(case, preparation, labels, guides.get(case.name))]
     failures = []
-    make = functools.partial(_make, preparation=preparation, labels=labels, folder=folder)
+    make = functools.partial(_make, preparation=preparation, labels=labels, folder=folder, priors=guides)
     for done, finished in enumerate(work(make, todo, workers), start=1):
         if finished.error is not None:
             failures.append(f"{finished.item.name}: {finished.error}")
@@ -80,13 +92,15 @@ def open_case(folder: Path, name: str) -> CachedCase:
         image=np.load(folder / f"{name}.image.npy", mmap_mode="r"),
         indices=np.load(folder / f"{name}.labels.npy", mmap_mode="r"),
         places=tuple(np.split(places, np.cumsum(description["places"])[:-1])),
+        prior=np.load(folder / f"{name}.prior.npy", mmap_mode="r") if description.get("prior") else None,
     )
 
 
-def _make(case: Case, *, preparation: Preparation, labels: Labels, folder: Path) -> None:
+def _make(case: Case, *, preparation: Preparation, labels: Labels, folder: Path, priors: Mapping[str, Path]) -> None:
     if case.labels is None:
         raise DatasetError(f"{case.name}: it has no label map; training needs one")
-    made_from = _inputs(case, preparation, labels)  # before reading: a file that changes meanwhile is noticed next time
+    guide = priors.get(case.name)
+    made_from = _inputs(case, preparation, labels, guide)  # before reading: a file that changes meanwhile is noticed next time
     volume, reference = read_image(*case.images), read_labels(case.labels)
     if not volume.geometry.same_grid(reference.geometry):
         raise DatasetError(f"{case.labels}: its grid differs from its image's; run `uxnet inspect` on the dataset")
@@ -96,13 +110,18 @@ def _make(case: Case, *, preparation: Preparation, labels: Labels, folder: Path)
         raise DatasetError(f"{case.labels}: {error}") from error
     image, trail = prepare(volume, preparation)
     indices = prepare_labels(encoded, trail, preparation.label_interpolation)
-    places = _places(indices, len(labels.foreground))
+    arrays = {"image": image, "labels": indices}
+    if guide is not None:
+        arrays["prior"] = prepare_labels(labels.encode(read_labels(guide).array[0]), trail, preparation.label_interpolation)
+    places = _places(arrays.get("prior", indices), len(labels.foreground))
+    arrays["places"] = np.concatenate(places)
     # What an earlier preparation left must not vouch for arrays that are no longer its own, should this one break off.
     (folder / f"{case.name}.json").unlink(missing_ok=True)
-    for suffix, array in (("image", image), ("labels", indices), ("places", np.concatenate(places))):
+    for suffix, array in arrays.items():
         with atomic(folder / f"{case.name}.{suffix}.npy") as temporary:
             np.save(temporary, array)
-    write_json(folder / f"{case.name}.json", {"made_from": made_from, "places": [len(p) for p in places]})
+    written = {"made_from": made_from, "places": [len(p) for p in places], "prior": guide is not None}
+    write_json(folder / f"{case.name}.json", written)
 
 
 def _places(indices: NDArray[Any], count: int) -> list[NDArray[np.int32]]:
@@ -115,9 +134,9 @@ def _places(indices: NDArray[Any], count: int) -> list[NDArray[np.int32]]:
     return places
 
 
-def _inputs(case: Case, preparation: Preparation, labels: Labels) -> str:
+def _inputs(case: Case, preparation: Preparation, labels: Labels, prior: Path | None = None) -> str:
     """A hash of everything that the prepared case depends on; files count by path, size and time of change."""
-    files = [*case.images, *([] if case.labels is None else [case.labels])]
+    files = [*case.images, *([] if case.labels is None else [case.labels]), *([] if prior is None else [prior])]
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.exists()]
     text = json.dumps([_VERSION, repr(preparation), labels.to_dict(), stats], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

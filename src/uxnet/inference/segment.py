@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from uxnet.events import Report, silent
+from uxnet.inference.prior import refine
 from uxnet.inference.stitch import Engine, stitch
 from uxnet.labels import Labels
 from uxnet.prepare import prepare, restore_logits
@@ -10,14 +13,14 @@ from uxnet.recipe import Stage
 from uxnet.volume import Volume
 
 
-def segment(volume: Volume, engine: Engine, stage: Stage, labels: Labels, report: Report = silent) -> Volume:
+def segment(volume: Volume, engines: Sequence[Engine], stages: Sequence[Stage], labels: Labels, report: Report = silent) -> Volume:
     """The label map of a scan, on the scan's own grid.
 
     Args:
         volume: an image, (C, I, J, K).
-        engine: computes the stage's network.
-        stage: preparation, patch and windows.
-        labels: what the network's channels mean.
+        engines: compute the stages' networks.
+        stages: preparation, patch and windows of each; every stage after the first is guided by the labels of the one before.
+        labels: what the networks' channels mean.
 
     Returns:
         (1, I, J, K) values of the smallest integer type, on exactly the scan's geometry.
@@ -25,6 +28,9 @@ def segment(volume: Volume, engine: Engine, stage: Stage, labels: Labels, report
     Raises:
         VolumeError: if the scan's channels do not fit the recipe.
     """
-    image, trail = prepare(volume, stage.prepare)
-    logits = stitch(image, engine, stage.window, stage.inference, report)
-    return restore_logits(logits, trail, labels)
+    image, trail = prepare(volume, stages[0].prepare)
+    logits = stitch(image, engines[0], stages[0].window, stages[0].inference, report)
+    found = restore_logits(logits, trail, labels)
+    for stage, engine in zip(stages[1:], engines[1:], strict=True):
+        found = refine(volume, found, engine, stage, labels, report)
+    return found

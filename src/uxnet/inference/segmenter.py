@@ -16,11 +16,11 @@ from uxnet.volume import Volume
 
 
 class Segmenter:
-    """A model with the engine that computes it."""
+    """A model with the engines that compute its stages."""
 
-    def __init__(self, model: Model, engine: Engine) -> None:
+    def __init__(self, model: Model, engines: Sequence[Engine]) -> None:
         self.model = model
-        self.engine = engine
+        self.engines = engines
 
     @property
     def labels(self) -> Labels:
@@ -46,7 +46,7 @@ class Segmenter:
                 f"{volume.name}: it has {volume.channels} channels, the model takes {len(self.model.channels)} "
                 f"({', '.join(self.model.channels)})"
             )
-        return segment(volume, self.engine, self.model.recipe.stages[0], self.model.labels, report)
+        return segment(volume, self.engines, self.model.recipe.stages, self.model.labels, report)
 
 
 def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto") -> Segmenter:
@@ -64,13 +64,18 @@ def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto
     from uxnet.inference.engine_torch import TorchEngine, load_weights  # torch takes seconds: only when something is computed
     from uxnet.networks.build import build
 
-    model = read_model(Path(path))
-    if len(model.recipe.stages) != 1:
-        raise ModelError(f"{path}: a model of {len(model.recipe.stages)} stages; this version of uxnet predicts with one")
-    settings = model.recipe.stages[0].network
-    network = build(settings.name, len(model.channels), model.labels.out_channels, settings.settings)
-    load_weights(network, read_weights(model), str(path))
-    return Segmenter(model, TorchEngine(network, device, precision))
+    model, engines = read_model(Path(path)), []
+    for number, stage in enumerate(model.recipe.stages):
+        network = build(
+            stage.network.name,
+            stage.in_channels(len(model.channels)),
+            stage.out_channels(model.labels.out_channels),
+            stage.sampling.patch,
+            stage.network.settings,
+        )
+        load_weights(network, read_weights(model, number), str(path))
+        engines.append(TorchEngine(network, device, precision))
+    return Segmenter(model, engines)
 
 
 def _paths(scan: str | Path | Sequence[str | Path]) -> list[Path]:

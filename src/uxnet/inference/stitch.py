@@ -45,9 +45,7 @@ def stitch(image: Image, engine: Engine, patch: Shape, inference: Inference, rep
     weights = np.zeros(shape, dtype=np.float32)
     for first in range(0, len(windows), inference.batch):
         group = windows[first : first + inference.batch]
-        logits = engine.infer(np.stack([padded[(slice(None), *box.slices)] for box in group]))
-        if not np.isfinite(logits).all():
-            raise ModelError("the network gave values that are not finite, so nothing can be decided; try the precision float32")
+        logits = finite(engine.infer(np.stack([padded[(slice(None), *box.slices)] for box in group])))
         if not len(total):
             total = np.zeros((logits.shape[1], *shape), dtype=np.float32)
         for box, one in zip(group, logits, strict=True):
@@ -56,6 +54,17 @@ def stitch(image: Image, engine: Engine, patch: Shape, inference: Inference, rep
         report(Progress("windows", first + len(group), len(windows)))
     total /= weights
     return total[(slice(None), *inside)]
+
+
+def finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The logits, if all of them are finite.
+
+    Raises:
+        ModelError: if not.
+    """
+    if not np.isfinite(logits).all():
+        raise ModelError("the network gave values that are not finite, so nothing can be decided; try the precision float32")
+    return logits
 
 
 def pad_to(image: NDArray[np.float32], patch: Shape) -> tuple[NDArray[np.float32], tuple[slice, slice, slice]]:

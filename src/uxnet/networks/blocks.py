@@ -7,7 +7,8 @@ Shapes are (N, C, I, J, K) throughout.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,10 @@ from torch import Tensor, nn
 Triple = tuple[int, int, int]
 PerAxis = int | Sequence[int]
 """One number for all axes, or one for each of (i, j, k)."""
+
+
+PerStage = PerAxis | Sequence[PerAxis]
+"""One number for all, three (one an axis), or one number or triple a stage."""
 
 
 def triple(value: PerAxis, name: str = "value") -> Triple:
@@ -40,6 +45,45 @@ def odd_triple(value: PerAxis, name: str = "kernel") -> Triple:
     if any(v % 2 == 0 for v in values):
         raise ValueError(f"{name} must be odd along every axis, not {value!r}")
     return values
+
+
+def wholes(values: Any, least: int, name: str) -> tuple[int, ...]:
+    """`values`, if they are whole numbers of at least `least`.
+
+    Raises:
+        ValueError: if they are not; the message names the setting.
+    """
+    if not isinstance(values, Sequence) or not all(isinstance(v, int) and v >= least for v in values):
+        raise ValueError(f"{name} must be whole numbers of at least {least}, not {values!r}")
+    return tuple(values)
+
+
+def per_stage(value: Any, count: int, name: str) -> list[PerAxis]:
+    """`value` once a stage: a number or a triple for all of them, or a sequence of numbers or triples, one for each.
+
+    Raises:
+        ValueError: if the sequence has another length; the message names the setting.
+    """
+    for_all = not isinstance(value, Sequence) or (len(value) == 3 and all(isinstance(v, int) for v in value))
+    if for_all or isinstance(value, str):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{name} gives {len(value)} settings where {count} are needed: {value!r}")
+    return list(value)
+
+
+Choice = TypeVar("Choice", bound=str)
+
+
+def one_of(value: Choice, choices: Iterable[str], name: str) -> Choice:
+    """`value`, if it is one of `choices`.
+
+    Raises:
+        ValueError: if it is not; the message names the setting.
+    """
+    if value not in (known := list(choices)):
+        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    return value
 
 
 def same_padding(kernel: Triple) -> Triple:
@@ -189,3 +233,36 @@ class ResidualConvBlock(nn.Module):
         residual = x if self.shortcut is None else instance_norm(self.shortcut(x))
         out: Tensor = self.activation(y + residual)
         return out
+
+
+class PaddedNetwork(nn.Module):
+    """A network from elsewhere that takes whole multiples of its stride only, made to take any sides: padded, computed, cropped.
+
+    Args:
+        network: (N, in_channels, I, J, K) -> (N, out_channels, I, J, K). Its weights are called as it calls them, after "network.".
+        stride: what the sides must be multiples of.
+        alone: whether it may see a single position at its deepest level, see `padded_sides`.
+        patch: the sides that it was built for, where its weights are tied to them.
+    """
+
+    def __init__(
+        self, network: nn.Module, in_channels: int, out_channels: int, stride: Triple, *, alone: bool = False, patch: Triple | None = None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.total_stride, self.alone, self.fixed_patch = stride, alone, patch
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(N, in_channels, I, J, K) -> logits (N, out_channels, I, J, K).
+
+        Raises:
+            ValueError: if the image's shape or number of channels is another.
+        """
+        sides = sides_of(image, self.in_channels, self.fixed_patch)
+        padded = padded_sides(sides, self.total_stride, alone=self.alone)
+        return cropped(self.network(padded_behind(image, padded)), sides, padded)
+
+
+INNER_KEYS = ((r"^network\.", ""),)
+"""The key map of a `PaddedNetwork`: the inner network's own names."""

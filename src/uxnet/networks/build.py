@@ -1,45 +1,166 @@
-"""Networks by name."""
+"""The networks of the paper's table 1, each by one name."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from uxnet.errors import RecipeError
+from uxnet.networks.blocks import PerAxis, triple
+from uxnet.networks.weights import KeyMap
 
 
-def _uxnet() -> Callable[..., nn.Module]:
-    from uxnet.networks.uxnet import UXNet
+@dataclass(frozen=True)
+class Architecture:
+    """A network as code, imported when it is asked for.
 
-    return UXNet
+    network: its class.
+    key_maps: our parameter names -> those of weights from elsewhere; the first is the network that the paper compared.
+    untrained: patterns of the names of parameters that no gradient reaches; the reasons stand beside them.
+    absent: patterns of the names of weights that files from elsewhere may lack, since nothing reads them.
+    """
+
+    network: Callable[..., nn.Module]
+    key_maps: Sequence[KeyMap]
+    untrained: Sequence[str] = ()
+    absent: Sequence[str] = ()
 
 
-NETWORKS: Mapping[str, Callable[[], Callable[..., nn.Module]]] = {"uxnet": _uxnet}
-"""Name -> a function that imports the network's class, so that asking for one network imports no other."""
+@dataclass(frozen=True)
+class Entry:
+    """A network in the list.
+
+    title: as the paper's table 1 prints it.
+    load: imports it.
+    narrow: settings with which it trains on a CPU.
+    """
+
+    title: str
+    load: Callable[[], Architecture]
+    narrow: Mapping[str, Any] = field(default_factory=dict)
 
 
-def build(name: str, in_channels: int, out_channels: int, settings: Mapping[str, Any]) -> nn.Module:
-    """A network with fresh weights.
+def _uxnet() -> Architecture:
+    from uxnet.networks.uxnet import RELEASED_KEYS, UXNet
+
+    return Architecture(UXNet, (RELEASED_KEYS,))
+
+
+def _unet() -> Architecture:
+    from uxnet.networks.unet import REFERENCE_KEYS, UNet
+
+    return Architecture(UNet, (REFERENCE_KEYS,))
+
+
+def _segresnet() -> Architecture:
+    from uxnet.networks.segresnet import REFERENCE_KEYS, SegResNet
+
+    return Architecture(SegResNet, (REFERENCE_KEYS,))
+
+
+def _rapnet() -> Architecture:
+    from uxnet.networks.rapnet import REFERENCE_KEYS, RAPNet
+
+    return Architecture(RAPNet, (REFERENCE_KEYS,))
+
+
+def _nnunet() -> Architecture:
+    from uxnet.networks.nnunet import DYNUNET_KEYS, PLAIN_CONV_KEYS, REFERENCE_KEYS, NNUNet
+
+    return Architecture(NNUNet, (REFERENCE_KEYS, PLAIN_CONV_KEYS, DYNUNET_KEYS))
+
+
+def _transbts() -> Architecture:
+    from uxnet.networks.transbts import REFERENCE_KEYS, TransBTS
+
+    return Architecture(TransBTS, (REFERENCE_KEYS,))
+
+
+def _unetr() -> Architecture:
+    from uxnet.networks.unetr import ABSENT, REFERENCE_KEYS, UNETR, UNTRAINED
+
+    return Architecture(UNETR, (REFERENCE_KEYS,), UNTRAINED, ABSENT)
+
+
+def _nnformer() -> Architecture:
+    from uxnet.networks.nnformer import REFERENCE_KEYS, NNFormer
+
+    return Architecture(NNFormer, (REFERENCE_KEYS,))
+
+
+def _swinunetr() -> Architecture:
+    from uxnet.networks.swinunetr import REFERENCE_KEYS, SwinUNETR
+
+    return Architecture(SwinUNETR, (REFERENCE_KEYS,))
+
+
+NETWORKS: Mapping[str, Entry] = {
+    "unet": Entry("3D U-Net", _unet, {"widths": [12, 24, 48, 96, 192]}),
+    "segresnet": Entry("SegResNet", _segresnet),
+    "rapnet": Entry("RAP-Net", _rapnet, {"width": 8}),
+    "nnunet": Entry("nnU-Net", _nnunet, {"widths": [16, 32, 64, 128, 160]}),
+    "transbts": Entry("TransBTS", _transbts),
+    "unetr": Entry("UNETR", _unetr, {"width": 8, "hidden": 192, "mlp": 768, "heads": 6}),
+    "nnformer": Entry("nnFormer", _nnformer),
+    "swinunetr": Entry("SwinUNETR", _swinunetr, {"width": 12}),
+    "uxnet": Entry("3D UX-Net", _uxnet, {"widths": [16, 32, 64, 128], "hidden": 256, "layer_scale": 0.1}),
+}
+"""The nine networks in the order of the paper's table 1. Asking for one imports no other."""
+
+SIZES = ("paper", "narrow")
+"""The setting `size` of every network: the paper's (the default), or one for CPUs, which other settings then change."""
+
+
+def build(name: str, in_channels: int, out_channels: int, patch: PerAxis = 96, settings: Mapping[str, Any] | None = None) -> nn.Module:
+    """A network with fresh weights: (N, in_channels, I, J, K) -> logits (N, out_channels, I, J, K).
 
     Args:
         name: one of `NETWORKS`.
         in_channels, out_channels: of image and logits.
-        settings: keyword arguments of the network's class.
+        patch: the sides of the patches, (I, J, K) in voxels. Most networks take any others, too; those whose weights are tied to the
+            patch (`fixed_patch`) do not.
+        settings: `size` ("paper" or "narrow"), and keyword arguments of the network's class.
 
     Raises:
         RecipeError: if there is no such network or setting, or the settings contradict each other.
     """
-    if name not in NETWORKS:
-        raise RecipeError(f"network.name: there is no network {name!r}; there are {', '.join(NETWORKS)}")
-    network = NETWORKS[name]()
-    known = [p for p in inspect.signature(network).parameters if p not in ("in_channels", "out_channels")]
-    unknown = sorted(set(settings) - set(known))
+    network = architecture(name).network
+    chosen = with_size(name, settings or {})
+    known = [p for p in inspect.signature(network).parameters if p not in ("in_channels", "out_channels", "patch")]
+    unknown = sorted(set(chosen) - set(known))
     if unknown:
-        raise RecipeError(f"network.settings.{unknown[0]}: {name} has no such setting; it has {', '.join(known)}")
+        raise RecipeError(f"network.settings.{unknown[0]}: {name} has no such setting; it has size, {', '.join(known)}")
     try:
-        return network(in_channels, out_channels, **settings)
+        sides = triple(tuple(patch) if not isinstance(patch, int) else patch, "patch")
+        tied = {"patch": sides} if "patch" in inspect.signature(network).parameters else {}
+        return network(in_channels, out_channels, **tied, **chosen)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"network.settings: {error}") from error
+
+
+def architecture(name: str) -> Architecture:
+    """The network of that name, imported.
+
+    Raises:
+        RecipeError: if there is none.
+    """
+    if name not in NETWORKS:
+        raise RecipeError(f"network.name: there is no network {name!r}; there are {', '.join(NETWORKS)}")
+    return NETWORKS[name].load()
+
+
+def with_size(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with `size` resolved into what it stands for.
+
+    Raises:
+        RecipeError: if there is no such size.
+    """
+    given = dict(settings)
+    size = given.pop("size", "paper")
+    if size not in SIZES:
+        raise RecipeError(f"network.settings.size: must be one of {', '.join(SIZES)}, not {size!r}")
+    return {**(NETWORKS[name].narrow if size == "narrow" else {}), **given}

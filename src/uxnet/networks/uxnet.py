@@ -3,8 +3,10 @@
 Paper: Lee, Bao, Huo, Landman. "3D UX-Net: A Large Kernel Volumetric ConvNet Modernizing Hierarchical Transformer for Medical Image
 Segmentation", ICLR 2023, arXiv:2209.15076; sections 3 and 4, figures 1 and 2.
 Origin: written anew from the paper and from the published behaviour of the authors' network (github.com/MASILab/3DUX-Net, commit
-14ea46b), to which it is equal with the default arguments. Where the released network and the paper's text differ, this is the
-released one: one residual a block, the layer norm after the depthwise convolution, a layer scale, a layer norm after every stage.
+14ea46b), to which it is equal with the default arguments. Where the released network and the paper's text differ, the defaults are
+the released one: one residual a block, the layer norm after the depthwise convolution, a layer scale, a layer norm after every stage.
+`block="paper"` is the text's Eq. 1: two residuals a block, each after a layer norm, no layer scale. The ablations of the paper's
+table 3 are settings: `convolution`, `kernel`, `scaling`.
 
     image ---------------------------- skip ------------------------------> decoder level 0 -> head -> logits
       stem /2 -> stage 1 ------------- skip ------------------> decoder level 1
@@ -18,7 +20,8 @@ Weights of the authors' checkpoints take their names through `RELEASED_KEYS`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -31,19 +34,20 @@ from uxnet.networks.blocks import (
     DropPath,
     LayerNorm,
     PerAxis,
+    PerStage,
     ResidualConvBlock,
     Triple,
     cropped,
     odd_triple,
+    one_of,
     padded_behind,
     padded_sides,
+    per_stage,
     same_padding,
     sides_of,
     triple,
+    wholes,
 )
-
-PerStage = PerAxis | Sequence[Sequence[int]]
-"""One number for all, three (one an axis), or one triple a stage."""
 
 RELEASED_KEYS: tuple[tuple[str, str], ...] = (
     (r"^stem\.conv\.", "uxnet_3d.downsample_layers.0.0."),
@@ -69,16 +73,18 @@ RELEASED_KEYS: tuple[tuple[str, str], ...] = (
 """Our parameter names -> those of the authors' state dicts, for networks of four stages; see `weights.rename`."""
 
 
-class DepthwiseChannelScaling(nn.Module):
-    """DCS: every channel is widened to `expansion` channels of its own, GELU, and brought back; channels never mix.
+class ChannelScaling(nn.Module):
+    """Every voxel's channels are widened `expansion` times, GELU, and brought back.
 
-    Paper section 3, "depthwise convolutional scaling": two grouped 1x1x1 convolutions (groups = channels).
+    Depthwise (the paper's DCS, section 3, "depthwise convolutional scaling"): two grouped 1x1x1 convolutions, groups = channels, so
+    that channels never mix. Dense (table 3, "MLP"): the same two without groups.
     """
 
-    def __init__(self, channels: int, expansion: int) -> None:
+    def __init__(self, channels: int, expansion: int, *, dense: bool) -> None:
         super().__init__()
-        self.expand = nn.Conv3d(channels, channels * expansion, 1, groups=channels)
-        self.reduce = nn.Conv3d(channels * expansion, channels, 1, groups=channels)
+        groups = 1 if dense else channels
+        self.expand = nn.Conv3d(channels, channels * expansion, 1, groups=groups)
+        self.reduce = nn.Conv3d(channels * expansion, channels, 1, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, I, J, K) -> the same shape."""
@@ -86,27 +92,79 @@ class DepthwiseChannelScaling(nn.Module):
         return y
 
 
-class UXBlock(nn.Module):
-    """x + layer_scale * DCS(LN(DWC(x))): the released block (the paper's figure 1; its Eq. 1 has two residuals instead).
+@dataclass(frozen=True)
+class BlockSettings:
+    """What the blocks of a network have in common; see `UXNet`."""
+
+    block: Literal["released", "paper"]
+    convolution: Literal["depthwise", "standard"]
+    scaling: Literal["dcs", "mlp", "none"]
+    expansion: int
+    layer_scale: float | None
+
+
+class _Block(nn.Module):
+    """The parts that both readings of the block share."""
+
+    def __init__(self, channels: int, kernel: PerAxis, settings: BlockSettings, drop_path: float) -> None:
+        super().__init__()
+        k = odd_triple(kernel)
+        dense = nn.Conv3d(channels, channels, k, padding=same_padding(k)) if settings.convolution == "standard" else None
+        self.depthwise = dense or DepthwiseConv3d(channels, k)
+        # Without its pointwise layers, the non-linearity between them is what is left of the scaling (table 3, "no MLP").
+        self.channel_scaling = (
+            nn.GELU() if settings.scaling == "none" else ChannelScaling(channels, settings.expansion, dense=settings.scaling == "mlp")
+        )
+        self.drop_path = DropPath(drop_path)
+
+
+class ReleasedBlock(_Block):
+    """x + layer_scale * DCS(LN(DWC(x))): the released block, one residual.
 
     `layer_scale` is the initial value of one factor a channel (ConvNeXt), or None for none.
     """
 
-    def __init__(self, channels: int, kernel: PerAxis, expansion: int, layer_scale: float | None, drop_path: float) -> None:
-        super().__init__()
-        self.depthwise = DepthwiseConv3d(channels, kernel)
+    def __init__(self, channels: int, kernel: PerAxis, settings: BlockSettings, drop_path: float) -> None:
+        super().__init__(channels, kernel, settings, drop_path)
         self.norm = LayerNorm(channels)
-        self.channel_scaling = DepthwiseChannelScaling(channels, expansion)
-        self.layer_scale = None if layer_scale is None else nn.Parameter(torch.full((channels,), float(layer_scale)))
-        self.drop_path = DropPath(drop_path)
+        self.layer_scale = _layer_scale(channels, settings.layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, I, J, K) -> the same shape."""
         y = self.channel_scaling(self.norm(self.depthwise(x)))
-        if self.layer_scale is not None:
-            y = y * self.layer_scale.view(-1, 1, 1, 1)
-        out: Tensor = x + self.drop_path(y)
+        out: Tensor = x + self.drop_path(_scaled(y, self.layer_scale))
         return out
+
+
+class PaperBlock(_Block):
+    """z' = DWC(LN(z)) + z, then DCS(LN(z')) + z': Eq. 1 of the paper, two residuals, each after a layer norm.
+
+    Eq. 1 has no layer scale; where one is asked for, each of the two branches gets its own.
+    """
+
+    def __init__(self, channels: int, kernel: PerAxis, settings: BlockSettings, drop_path: float) -> None:
+        super().__init__(channels, kernel, settings, drop_path)
+        self.norm1, self.norm2 = LayerNorm(channels), LayerNorm(channels)
+        self.layer_scale1 = _layer_scale(channels, settings.layer_scale)
+        self.layer_scale2 = _layer_scale(channels, settings.layer_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, I, J, K) -> the same shape."""
+        x = x + self.drop_path(_scaled(self.depthwise(self.norm1(x)), self.layer_scale1))
+        out: Tensor = x + self.drop_path(_scaled(self.channel_scaling(self.norm2(x)), self.layer_scale2))
+        return out
+
+
+def _layer_scale(channels: int, initial: float | None) -> nn.Parameter | None:
+    return None if initial is None else nn.Parameter(torch.full((channels,), float(initial)))
+
+
+def _scaled(x: Tensor, factors: Tensor | None) -> Tensor:
+    return x if factors is None else x * factors.view(-1, 1, 1, 1)
+
+
+BLOCKS: Mapping[str, Callable[[int, PerAxis, BlockSettings, float], nn.Module]] = {"released": ReleasedBlock, "paper": PaperBlock}
+"""The two readings of the 3D UX-Net block, by name."""
 
 
 class Stem(nn.Module):
@@ -160,12 +218,17 @@ class UXNet(nn.Module):
         depths: blocks of each stage.
         hidden: channels of the bottleneck (768 in the paper, at the last stage's resolution).
         stem_kernel, stem_stride: one number, or one an axis.
-        kernel: of the blocks' depthwise convolutions; one number, one an axis, or one triple a stage.
-        strides: between stages; one number, one an axis, or one triple a transition (stages - 1 of them).
-        decoder_kernel: of the skips' and decoder's convolutions; one number, one an axis, or one triple a level, finest first
-            (stages + 1 levels: the image, then each stage).
+        block: "released" (one residual, as the authors' code), or "paper" (Eq. 1, two residuals).
+        convolution: of the blocks, "depthwise", or "standard" (table 3: the same kernel, channels mixed).
+        kernel: of the blocks' convolutions, odd; one number, one an axis (three numbers), or one a stage (a number or a triple each;
+            three stages need triples).
+        scaling: of the blocks' channels, "dcs" (depthwise), "mlp" (dense), or "none" (the non-linearity alone).
+        strides: between stages; one number, one an axis, or one a transition (stages - 1 of them), as for `kernel`.
+        decoder_kernel: of the skips' and decoder's convolutions; one number, one an axis, or one a level, finest first (stages + 1
+            levels: the image, then each stage), as for `kernel`.
         expansion: widening inside the channel scaling (4 in the paper).
-        layer_scale: initial value of the blocks' layer scale (1e-6 as released); None, or False as TOML has no none, for none.
+        layer_scale: initial value of the blocks' layer scale; "auto" is what the block's reading has, 1e-6 as released and none in
+            the paper; None, or False as TOML has no none, for none.
         drop_path: rate of stochastic depth, growing linearly from 0 at the first block to this at the last.
         deep_supervision: also give logits at every coarser decoder level while training.
         checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
@@ -184,32 +247,39 @@ class UXNet(nn.Module):
         hidden: int = 768,
         stem_kernel: PerAxis = 7,
         stem_stride: PerAxis = 2,
+        block: Literal["released", "paper"] = "released",
+        convolution: Literal["depthwise", "standard"] = "depthwise",
         kernel: PerStage = 7,
+        scaling: Literal["dcs", "mlp", "none"] = "dcs",
         strides: PerStage = 2,
         decoder_kernel: PerStage = 3,
         expansion: int = 4,
-        layer_scale: float | Literal[False] | None = 1e-6,
+        layer_scale: float | Literal[False, "auto"] | None = "auto",
         drop_path: float = 0.0,
         deep_supervision: bool = False,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        widths, depths = _wholes(widths, 1, "widths"), _wholes(depths, 0, "depths")
+        widths, depths = wholes(widths, 1, "widths"), wholes(depths, 0, "depths")
         if not widths or len(widths) != len(depths):
             raise ValueError(f"widths {widths} and depths {depths} must name the same number of stages, at least one")
         counts = {"in_channels": in_channels, "out_channels": out_channels, "hidden": hidden, "expansion": expansion}
         for name, count in counts.items():
-            _wholes((count,), 1, name)
+            wholes((count,), 1, name)
         if not isinstance(drop_path, int | float) or not 0 <= drop_path < 1:
             raise ValueError(f"drop_path must be at least 0 and below 1, not {drop_path!r}")
-        layer_scale = None if layer_scale is False else layer_scale
-        if layer_scale is not None and (not isinstance(layer_scale, int | float) or not math.isfinite(layer_scale)):
-            raise ValueError(f"layer_scale must be a finite number or None, not {layer_scale!r}")
+        settings = BlockSettings(
+            one_of(block, BLOCKS, "block"),
+            one_of(convolution, ("depthwise", "standard"), "convolution"),
+            one_of(scaling, ("dcs", "mlp", "none"), "scaling"),
+            expansion,
+            _initial_scale(layer_scale, block),
+        )
         n = len(widths)
-        kernels = [odd_triple(k, "kernel") for k in _per_stage(kernel, n, "kernel")]
+        kernels = [odd_triple(k, "kernel") for k in per_stage(kernel, n, "kernel")]
         stem_strides = triple(stem_stride, "stem_stride")
-        all_strides = [stem_strides, *(triple(s, "strides") for s in _per_stage(strides, n - 1, "strides"))]
-        level_kernels = [odd_triple(k, "decoder_kernel") for k in _per_stage(decoder_kernel, n + 1, "decoder_kernel")]
+        all_strides = [stem_strides, *(triple(s, "strides") for s in per_stage(strides, n - 1, "strides"))]
+        level_kernels = [odd_triple(k, "decoder_kernel") for k in per_stage(decoder_kernel, n + 1, "decoder_kernel")]
 
         self.in_channels, self.out_channels = in_channels, out_channels
         self.total_stride: Triple = _product(all_strides)
@@ -218,7 +288,7 @@ class UXNet(nn.Module):
         self.downsamplings = nn.ModuleList(Downsampling(widths[s], widths[s + 1], all_strides[s + 1]) for s in range(n - 1))
         rates = iter([drop_path * block / max(sum(depths) - 1, 1) for block in range(sum(depths))])
         self.stages = nn.ModuleList(
-            nn.ModuleList(UXBlock(width, k, expansion, layer_scale, next(rates)) for _ in range(depth))
+            nn.ModuleList(BLOCKS[block](width, k, settings, next(rates)) for _ in range(depth))
             for width, depth, k in zip(widths, depths, kernels, strict=True)
         )
         self.stage_norms = nn.ModuleList(LayerNorm(width) for width in widths)
@@ -286,20 +356,14 @@ class UXNet(nn.Module):
         return y
 
 
-def _wholes(values: Any, least: int, name: str) -> tuple[int, ...]:
-    """`values`, if they are whole numbers of at least `least`."""
-    if not isinstance(values, Sequence) or not all(isinstance(v, int) and v >= least for v in values):
-        raise ValueError(f"{name} must be whole numbers of at least {least}, not {values!r}")
-    return tuple(values)
-
-
-def _per_stage(value: Any, count: int, name: str) -> list[PerAxis]:
-    """`value` once a stage: a number or a triple for all of them, or a sequence of triples, one for each."""
-    if not isinstance(value, Sequence) or all(isinstance(v, int) for v in value):
-        return [value] * count
-    if len(value) != count:
-        raise ValueError(f"{name} gives {len(value)} settings where {count} are needed: {value!r}")
-    return list(value)
+def _initial_scale(layer_scale: Any, block: str) -> float | None:
+    if layer_scale == "auto":
+        return 1e-6 if block == "released" else None
+    if layer_scale is None or layer_scale is False:
+        return None
+    if isinstance(layer_scale, bool) or not isinstance(layer_scale, int | float) or not math.isfinite(layer_scale):
+        raise ValueError(f'layer_scale must be "auto", a finite number or None, not {layer_scale!r}')
+    return float(layer_scale)
 
 
 def _product(strides: Sequence[Triple]) -> Triple:

@@ -107,7 +107,7 @@ def fit(
             group["lr"] = rate
 
         on_device = engine.put(torch.from_numpy(images)), engine.put(_as_tensor(indices))
-        x, target = augment(*on_device, stage.augment, seed, step, stage.prepare.spacing_mm)
+        x, target = augment(*on_device, stage.augment, seed, step, stage.prepare.spacing_mm, masks=1 if stage.prior else 0)
         running.train()
         loss = loss_of(running(x), target)
         engine.backward(loss)

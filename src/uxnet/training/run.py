@@ -5,26 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import uxnet
 from uxnet.dataset.cache import build_cache
 from uxnet.dataset.check import Inspection, check_dataset, refuse_errors
 from uxnet.dataset.folds import Fold, split_for
-from uxnet.dataset.manifest import Manifest, read_dataset
+from uxnet.dataset.manifest import Case, Manifest, read_dataset
 from uxnet.draw import curves
 from uxnet.errors import CheckpointError, DatasetError, RecipeError
-from uxnet.events import Note, Report, silent
+from uxnet.events import Note, Progress, Report, silent
 from uxnet.inference.engine_torch import TorchEngine
-from uxnet.io import atomic, write_json
+from uxnet.inference.segment import segment
+from uxnet.io import atomic, read_image, write_json, write_labels
+from uxnet.labels import Label, Labels
 from uxnet.model import write_model
 from uxnet.networks.build import build
-from uxnet.recipe import Recipe, load_recipe, recipe_to_toml
+from uxnet.recipe import Recipe, Stage, load_recipe, recipe_to_toml
 from uxnet.records import read_records
+from uxnet.training.begin import begin_from
 from uxnet.training.checkpoint import Progressed, load_weights_file
 from uxnet.training.engine import TrainingEngine
 from uxnet.training.loop import RunFiles, fit
@@ -41,6 +46,8 @@ def train(
     split: str | Path | None = None,
     protocol: str | None = None,
     group_by: str | None = None,
+    init_from: str | Path | None = None,
+    init_kernels: Literal["trilinear", "centred"] = "trilinear",
     resume: bool = False,
     device: str = "auto",
     cache: str | Path | None = None,
@@ -51,12 +58,15 @@ def train(
 
     Args:
         dataset: a folder that `read_dataset` knows, or what it gave.
-        recipe: a name in the box, a TOML file, or a Recipe.
-        out: the run's folder: recipe, split, inspection, metrics, curves, checkpoints and `model.uxnet` go there.
+        recipe: a name in the box, a TOML file, or a Recipe. The stages of a recipe with two are trained one after the other.
+        out: the run's folder: recipe, split, inspection, metrics, curves, checkpoints and `model.uxnet` go there; what belongs to one
+            of two stages lies in `stage_0` and `stage_1`.
         fold: of the split, from 0.
         split: a file with the folds; by default `split.json` in the run's folder, made if it is not there,
             by `protocol` ("5x80-20" unless said otherwise, or "5x80-10-10").
         group_by: a pattern whose match in a case's name is its person.
+        init_from: a model whose weights to begin with, wherever they fit; `transfer.json` says what became of each.
+        init_kernels: how its kernels grow where this network's are larger, see `networks.transfer`.
         resume: go on with a run that was interrupted; a folder without one is started.
         device: "auto", "cpu", "cuda", "cuda:N", "mps".
         cache: folder of the prepared cases, by default `cache` in the run's folder; runs of one dataset and recipe may share it.
@@ -68,62 +78,143 @@ def train(
 
     Raises:
         DatasetError: if the dataset has errors (all are named) or no such fold.
-        RecipeError: if the recipe asks for what this version cannot do.
+        RecipeError: if the recipe asks for what cannot be done.
+        ModelError: if nothing of the model to begin with fits.
         CheckpointError: if the folder holds a run and `resume` is off, or holds another run.
         TrainingError: if the training cannot go on.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    if len(recipe.stages) != 1:
-        raise RecipeError(f"stages: {recipe.name} has {len(recipe.stages)}; this version of uxnet trains recipes with one")
-    stage, out = recipe.stages[0], Path(out)
-    engine = TrainingEngine(device, stage.training.precision)
+    recipe, out = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), Path(out)
+    engines = [TrainingEngine(device, stage.training.precision) for stage in recipe.stages]
     _refuse_another_run(out, recipe, resume)
 
     manifest = dataset if isinstance(dataset, Manifest) else read_dataset(dataset, group_by=group_by)
+    if len(recipe.stages) > 1 and manifest.labels.regions:
+        raise RecipeError(f"stages: {recipe.name} asks for one structure at a time, so the labels of {manifest.name} may not be regions")
     inspection = check_dataset(manifest, workers=workers, report=report)
     refuse_errors(inspection)
-    torch.manual_seed(stage.training.seed)
-    network = build(stage.network.name, len(manifest.channel_names), manifest.labels.out_channels, stage.network.settings)
-    chosen = _fold(manifest, inspection, Path(split or out / "split.json"), protocol, stage.training.seed, fold, report)
+    networks = [_fresh_network(stage, manifest) for stage in recipe.stages]
+    origin = begin_from(networks, recipe, manifest, Path(init_from), init_kernels, report) if init_from else None
+    chosen = _fold(manifest, inspection, Path(split or out / "split.json"), protocol, recipe.stages[0].training.seed, fold, report)
     _begin(out, recipe, resume, report)
     write_json(out / "inspection.json", inspection.to_dict())
-    cases = {case.name: case for case in manifest.cases}
-    cached = build_cache(
-        [cases[name] for name in chosen.train], stage.prepare, manifest.labels, Path(cache or out / "cache"), workers=workers, report=report
-    )
+    if origin is not None:
+        write_json(out / "transfer.json", origin)
 
-    files = RunFiles(out)
-    report(Note(_opening(manifest, recipe, network, chosen, engine)))
-    validating = TorchEngine(network, str(engine.device), engine.precision)
-    held_out = [cases[name] for name in chosen.validation]
+    run = _Run(recipe, manifest, chosen, out, Path(cache or out / "cache"), workers, _identity(recipe, manifest, chosen, origin), report)
+    finished: list[_Finished] = []
+    for network, engine in zip(networks, engines, strict=True):
+        finished.append(_train_stage(run, network, engine, finished))
+    model = out / "model.uxnet"
+    write_model(
+        model,
+        [{key: value.detach().cpu().contiguous().numpy() for key, value in stage.weights.items()} for stage in finished],
+        recipe=recipe,
+        labels=manifest.labels,
+        channels=manifest.channel_names,
+        provenance=_provenance(run, inspection, fold, finished, engines[-1], origin),
+    )
+    return model
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all stages of a run have in common."""
+
+    recipe: Recipe
+    manifest: Manifest
+    chosen: Fold
+    out: Path
+    cache: Path
+    workers: int
+    identity: str
+    report: Report
+
+    def files(self, number: int) -> RunFiles:
+        return RunFiles(self.out if len(self.recipe.stages) == 1 else self.out / f"stage_{number}")
+
+    def cases(self, names: Sequence[str]) -> list[Case]:
+        by_name = {case.name: case for case in self.manifest.cases}
+        return [by_name[name] for name in names]
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A stage that is trained: how far, the weights that are kept and of which step, and what computes them."""
+
+    done: Progressed
+    step: int
+    weights: Mapping[str, Tensor]
+    engine: TorchEngine
+
+
+def _train_stage(run: _Run, network: nn.Module, engine: TrainingEngine, before: Sequence[_Finished]) -> _Finished:
+    """Trains the stage that comes after those `before` it; a stage that was trained already is only read."""
+    number = len(before)
+    stage, files, labels = run.recipe.stages[number], run.files(number), run.manifest.labels
+    engines = [finished.engine for finished in before]
+    priors = _prior_labels(run, engines) if before else None
+    cached = build_cache(
+        run.cases(run.chosen.train), stage.prepare, labels, run.cache, priors=priors, workers=run.workers, report=run.report
+    )
+    run.report(Note(_opening(run, number, network, engine)))
+    engines.append(TorchEngine(network, str(engine.device), engine.precision))
+    held_out = run.cases(run.chosen.validation)
 
     def score(_: nn.Module) -> Validation:
-        return validate(held_out, validating, stage, manifest.labels, report)
+        return validate(held_out, engines, run.recipe.stages[: number + 1], labels, run.report)
 
     done, last = fit(
         network,
         cached,
         score,
         stage=stage,
-        loss_of=SegmentationLoss(stage.loss, manifest.labels).to(engine.device),
+        loss_of=SegmentationLoss(stage.loss, _labels_of(stage, labels)).to(engine.device),
         engine=engine,
         files=files,
-        identity=_identity(recipe, manifest, chosen),
-        report=report,
-        on_validation=lambda: draw_curves(out, recipe.name),
+        identity=run.identity,
+        report=run.report,
+        on_validation=lambda: draw_curves(files.folder, run.recipe.name),
     )
-    model = out / "model.uxnet"
     best = stage.training.keep == "best" and files.best.exists()
-    weights = load_weights_file(files.best) if best else last
-    write_model(
-        model,
-        [{key: value.detach().cpu().contiguous().numpy() for key, value in weights.items()}],
-        recipe=recipe,
-        labels=manifest.labels,
-        channels=manifest.channel_names,
-        provenance=_provenance(inspection, chosen, fold, files, done, done.best_step if best else done.step, engine),
+    weights = load_weights_file(files.best) if best else {key: value.detach().clone() for key, value in last.items()}
+    network.load_state_dict(dict(weights))
+    return _Finished(done, done.best_step if best else done.step, weights, engines[-1])
+
+
+def _prior_labels(run: _Run, engines: Sequence[TorchEngine]) -> dict[str, Path]:
+    """The label maps that the stages so far give the training cases; made once, they guide the next stage (RAP-Net, section 2)."""
+    number, folder = len(engines), run.files(len(engines) - 1).folder / "labels"
+    paths = {name: folder / f"{name}.nii.gz" for name in run.chosen.train}
+    for done, case in enumerate(run.cases(run.chosen.train), start=1):
+        if not paths[case.name].exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            found = segment(read_image(*case.images), engines, run.recipe.stages[:number], run.manifest.labels)
+            write_labels(paths[case.name], found)
+        run.report(Progress("segmenting training cases", done, len(paths)))
+    return paths
+
+
+def _labels_of(stage: Stage, labels: Labels) -> Labels:
+    """What the channels of a stage's network mean: the labels, or, for a guided stage, whether it is the structure asked about."""
+    return Labels((Label("structure", 1),), ignore=None if labels.ignore is None else 2) if stage.prior else labels
+
+
+def _fresh_network(stage: Stage, manifest: Manifest) -> nn.Module:
+    torch.manual_seed(stage.training.seed)
+    network = build(
+        stage.network.name,
+        stage.in_channels(len(manifest.channel_names)),
+        stage.out_channels(manifest.labels.out_channels),
+        stage.sampling.patch,
+        stage.network.settings,
     )
-    return model
+    tied = getattr(network, "fixed_patch", None)
+    if tied is not None and stage.window != tied:
+        raise RecipeError(
+            f"inference.patch: {stage.network.name} is tied to the patches it is trained with, {list(tied)}, and takes no windows of "
+            f"{list(stage.window)}; leave inference.patch empty"
+        )
+    return network
 
 
 def draw_curves(run: Path, title: str) -> None:
@@ -171,25 +262,37 @@ def _fold(manifest: Manifest, inspection: Inspection, file: Path, protocol: str 
     return split.folds[fold]
 
 
-def _identity(recipe: Recipe, manifest: Manifest, fold: Fold) -> str:
-    """A hash of what decides the weights: the recipe, the labels, and the cases on each side."""
-    text = json.dumps([recipe_to_toml(recipe), manifest.labels.to_dict(), fold.train, fold.validation])
+def _identity(recipe: Recipe, manifest: Manifest, fold: Fold, origin: Mapping[str, Any] | None) -> str:
+    """A hash of what decides the weights: the recipe, the labels, the cases on each side, and the weights to begin with."""
+    text = json.dumps([recipe_to_toml(recipe), manifest.labels.to_dict(), fold.train, fold.validation, *([origin] if origin else [])])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _opening(manifest: Manifest, recipe: Recipe, network: nn.Module, fold: Fold, engine: TrainingEngine) -> str:
-    parameters = sum(p.numel() for p in network.parameters())
+def _opening(run: _Run, number: int, network: nn.Module, engine: TrainingEngine) -> str:
+    stages, parameters = run.recipe.stages, sum(p.numel() for p in network.parameters())
+    which = f", stage {number + 1} of {len(stages)}" if len(stages) > 1 else ""
     return (
-        f"{manifest.name}: {len(fold.train)} training and {len(fold.validation)} validation cases; recipe {recipe.name}, "
-        f"{recipe.stages[0].network.name} of {parameters:,} parameters on {engine.device} in {engine.precision}"
+        f"{run.manifest.name}: {len(run.chosen.train)} training and {len(run.chosen.validation)} validation cases; recipe "
+        f"{run.recipe.name}{which}, {stages[number].network.name} of {parameters:,} parameters on {engine.device} in {engine.precision}"
     )
 
 
 def _provenance(
-    inspection: Inspection, chosen: Fold, fold: int, files: RunFiles, done: Progressed, step: int, engine: TrainingEngine
+    run: _Run,
+    inspection: Inspection,
+    fold: int,
+    finished: Sequence[_Finished],
+    engine: TrainingEngine,
+    origin: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Where a model came from: versions, data, split, and how the weights that were kept scored."""
-    validations = [r for r in read_records(files.metrics) if r["kind"] == "validation" and r["step"] == step]
+    """Where a model came from: versions, data, split, and how the weights that were kept scored (the last stage's: the whole)."""
+    stages = []
+    for number, stage in enumerate(finished):
+        records = read_records(run.files(number).metrics)
+        validations = [r for r in records if r["kind"] == "validation" and r["step"] == stage.step]
+        done = {"step": stage.step, "steps": stage.done.step, "skipped": stage.done.skipped, "seconds": round(stage.done.seconds, 1)}
+        scores = {key: validations[-1][key] for key in ("dice", "classes")} if validations else {}
+        stages.append({"training": done, "validation": scores})
     fingerprint = inspection.fingerprint.to_dict()
     return {
         "versions": {"uxnet": uxnet.__version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -202,7 +305,13 @@ def _provenance(
             "reference": inspection.manifest.reference,
             "fingerprint": {key: value for key, value in fingerprint.items() if key != "cases"},
         },
-        "split": {"fold": fold, "train": list(chosen.train), "validation": list(chosen.validation), "test": list(chosen.test)},
-        "training": {"step": step, "steps": done.step, "skipped": done.skipped, "seconds": round(done.seconds, 1)},
-        "validation": {key: validations[-1][key] for key in ("dice", "classes")} if validations else {},
+        "split": {
+            "fold": fold,
+            "train": list(run.chosen.train),
+            "validation": list(run.chosen.validation),
+            "test": list(run.chosen.test),
+        },
+        **stages[-1],
+        **({"stages": stages} if len(stages) > 1 else {}),
+        **({"init_from": {key: origin[key] for key in ("model", "sha256", "summary")}} if origin else {}),
     }

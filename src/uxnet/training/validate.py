@@ -41,7 +41,9 @@ class Validation:
         return {"dice": self.mean, "classes": self.classes, "cases": {name: dict(scores) for name, scores in self.cases.items()}}
 
 
-def validate(cases: Sequence[Case], engine: Engine, stage: Stage, labels: Labels, report: Report = silent) -> Validation:
+def validate(
+    cases: Sequence[Case], engines: Sequence[Engine], stages: Sequence[Stage], labels: Labels, report: Report = silent
+) -> Validation:
     """Segments every case and scores it against its label map.
 
     Raises:
@@ -51,7 +53,7 @@ def validate(cases: Sequence[Case], engine: Engine, stage: Stage, labels: Labels
     for done, case in enumerate(cases, start=1):
         if case.labels is None:
             raise DatasetError(f"{case.name}: it has no label map; validation needs one")
-        predicted = segment(read_image(*case.images), engine, stage, labels)
+        predicted = segment(read_image(*case.images), engines, stages, labels)
         scores[case.name] = dice_scores(predicted.array, read_labels(case.labels).array, labels)
         report(Progress("validating", done, len(cases)))
     return Validation(scores)

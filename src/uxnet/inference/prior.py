@@ -1,0 +1,89 @@
+"""The second phase of RAP-Net: each structure that the first phase found is asked about again, patch by patch around its voxels.
+
+Lee, Tang, Bao, Abramson, Huo, Landman. "RAP-Net: Coarse-to-Fine Multi-Organ Segmentation with Single Random Anatomical Prior", ISBI 2021,
+arXiv:2012.12425, section 2: 50 patches a structure, whose answers are fused by majority vote.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uxnet.dataset.patches import start_around
+from uxnet.errors import RecipeError
+from uxnet.events import Progress, Report, silent
+from uxnet.geometry import Shape
+from uxnet.inference.stitch import Engine, finite, pad_to
+from uxnet.labels import Labels
+from uxnet.prepare import prepare, prepare_labels, restore
+from uxnet.recipe import Stage
+from uxnet.volume import Image, Volume
+
+_SEED = 0  # a scan's labels are the same every time
+
+
+def refine(volume: Volume, coarse: Volume, engine: Engine, stage: Stage, labels: Labels, report: Report = silent) -> Volume:
+    """The label map of a scan, from its coarse label map.
+
+    A structure that the coarse map lacks stays missing: nothing says where to look for it.
+
+    Args:
+        volume: an image, (C, I, J, K).
+        coarse: the label map of the stage before, (1, I, J, K) values on the same grid.
+        engine: computes the stage's network, (N, C + 1, I, J, K) -> (N, 2, I, J, K).
+        stage: preparation, patch and `prior`.
+        labels: what the values mean.
+
+    Returns:
+        (1, I, J, K) values of the smallest integer type, on exactly the scan's geometry.
+
+    Raises:
+        RecipeError: if the stage has no `prior`.
+        VolumeError: if the scan's channels do not fit the recipe.
+        ModelError: if the network gives NaN or infinity.
+    """
+    if stage.prior is None:
+        raise RecipeError("prior: this stage is not guided by another")
+    image, trail = prepare(volume, stage.prepare)
+    prior = prepare_labels(labels.encode(coarse.array[0]), trail, stage.prepare.label_interpolation)
+    found = [index for index in range(1, len(labels.foreground) + 1) if (prior == index).any()]
+    indices = np.zeros(prior.shape, dtype=prior.dtype)
+    best = np.full(prior.shape, 0.5, dtype=np.float32)  # a voxel belongs to a structure by more than half of its votes
+    for done, index in enumerate(found, start=1):
+        share = votes(image, prior == index, engine, stage, index)
+        ahead = share > best
+        indices[ahead] = index
+        best[ahead] = share[ahead]
+        report(Progress("structures", done, len(found)))
+    return restore(indices, trail, labels, stage.prepare.label_interpolation)
+
+
+def votes(image: Image, mask: NDArray[np.bool_], engine: Engine, stage: Stage, index: int) -> NDArray[np.float32]:
+    """The share of the patches over each voxel that say it is the structure; 0 where no patch lies.
+
+    Args:
+        image: (C, I, J, K), prepared.
+        mask: (I, J, K), where the stage before found the structure; not empty.
+        index: of the structure; it and nothing else decides which voxels the patches are drawn around.
+    """
+    patch: Shape = stage.window
+    padded, inside = pad_to(np.concatenate((image, mask[np.newaxis].astype(np.float32))), patch)
+    shape = padded.shape[1:]
+    voxels = np.argwhere(padded[-1] > 0)
+    rng = np.random.default_rng((_SEED, index))
+    chosen = voxels[rng.integers(len(voxels), size=stage.prior.patches if stage.prior else 1)]
+    # Near an edge many voxels have the same patch: it is computed once, and its vote counts as often.
+    starts = Counter(start_around(voxel, shape, patch) for voxel in chosen)
+    said, asked = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+    items = list(starts.items())
+    for first in range(0, len(items), stage.inference.batch):
+        group = items[first : first + stage.inference.batch]
+        boxes = [tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True)) for start, _ in group]
+        logits = finite(engine.infer(np.stack([padded[(slice(None), *box)] for box in boxes])))
+        for box, one, (_, times) in zip(boxes, logits, group, strict=True):
+            said[box] += times * (one[1] > one[0])
+            asked[box] += times
+    share: NDArray[np.float32] = np.divide(said, asked, out=np.zeros_like(said), where=asked > 0)
+    return share[inside]

@@ -1,0 +1,152 @@
+"""Fresh networks that begin with the weights of trained ones, for other labels, channels or kernels (paper section 5, FLARE -> AMOS)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uxnet.errors import ModelError
+from uxnet.networks.blocks import PerAxis
+from uxnet.networks.build import build
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What became of every weight.
+
+    copied: as they were.
+    adapted: our name -> how it was made to fit.
+    fresh: our name -> why it kept its fresh start.
+    skipped: names that only the other network has.
+    """
+
+    copied: tuple[str, ...]
+    adapted: Mapping[str, str] = field(default_factory=dict)
+    fresh: Mapping[str, str] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.copied)} weights copied"]
+        for what, names in (("adapted", self.adapted), ("fresh", self.fresh)):
+            if names:
+                reasons = sorted(set(names.values()))
+                parts.append(f"{len(names)} {what} ({'; '.join(reasons)}: {_some(list(names))})")
+        if self.skipped:
+            parts.append(f"{len(self.skipped)} of the other network skipped ({_some(list(self.skipped))})")
+        return ", ".join(parts)
+
+
+def init_from(
+    network: nn.Module,
+    weights: Mapping[str, Any],
+    *,
+    inputs: Collection[str] = (),
+    outputs: Collection[str] = (),
+    new_labels: bool = False,
+    kernels: Literal["trilinear", "centred"] = "trilinear",
+) -> Transfer:
+    """Copies every weight that fits, makes those fit that can be, and says what became of each.
+
+    - Equal names and shapes are copied.
+    - Where the number of image channels differs, the weights that see them are repeated over the channels and scaled, so that equal
+      channels give what they gave.
+    - A smaller kernel becomes a larger one: by trilinear upsampling that keeps its sum (MedNeXt's way, arXiv:2303.09975, and so its
+      answer to a constant image), or "centred" in zeros, which computes exactly what it did.
+    - Everything else keeps its fresh start: heads for another number of classes or, with `new_labels`, for other classes.
+
+    Args:
+        network: fresh; changed in place.
+        weights: name -> array or tensor, of the other network's state.
+        inputs, outputs: names of the weights whose shape follows the image's channels and the classes, see `tied_to_channels`.
+        new_labels: whether the classes mean something else, even where their number is the same.
+        kernels: how kernels grow.
+
+    Raises:
+        ModelError: if nothing at all could be copied.
+    """
+    theirs = {name: torch.as_tensor(value) for name, value in weights.items()}
+    own = network.state_dict()
+    copied, adapted, fresh = [], {}, {}
+    with torch.no_grad():
+        for name, weight in own.items():
+            source = theirs.get(name)
+            if source is None:
+                fresh[name] = "not in the other network"
+            elif new_labels and name in outputs:
+                fresh[name] = "other labels"
+            elif source.shape == weight.shape:
+                weight.copy_(source)
+                copied.append(name)
+            elif name in inputs and _same_but_for_inputs(source, weight):
+                weight.copy_(_over_channels(source, weight.shape[1]))
+                adapted[name] = f"image channels {source.shape[1]} to {weight.shape[1]}"
+            elif _grows(source, weight):
+                weight.copy_(_grown(source, weight, kernels))
+                adapted[name] = f"kernel {_sides(source)} to {_sides(weight)}, {kernels}"
+            elif name in outputs:
+                fresh[name] = "another number of classes"
+            else:
+                fresh[name] = "another shape"
+    if not copied:
+        raise ModelError("no weight of the other network fits this one, in name and shape; they are different networks")
+    return Transfer(tuple(copied), adapted, fresh, tuple(name for name in theirs if name not in own))
+
+
+def tied_to_channels(
+    name: str, in_channels: int, out_channels: int, patch: PerAxis, settings: Mapping[str, Any]
+) -> tuple[set[str], set[str]]:
+    """The names of a network's weights whose shapes follow the number of image channels, and of classes."""
+
+    def shapes(inputs: int, outputs: int) -> dict[str, torch.Size]:
+        with torch.device("meta"):
+            return {key: weight.shape for key, weight in build(name, inputs, outputs, patch, settings).state_dict().items()}
+
+    base = shapes(in_channels, out_channels)
+    more_in, more_out = shapes(in_channels + 1, out_channels), shapes(in_channels, out_channels + 1)
+    return {key for key in base if more_in[key] != base[key]}, {key for key in base if more_out[key] != base[key]}
+
+
+def _same_but_for_inputs(source: Tensor, weight: Tensor) -> bool:
+    shapes = zip(source.shape, weight.shape, strict=False)
+    return source.ndim == weight.ndim == 5 and all(a == b for axis, (a, b) in enumerate(shapes) if axis != 1)
+
+
+def _over_channels(source: Tensor, channels: int) -> Tensor:
+    """(O, C, ...) -> (O, channels, ...): shared out over more channels, or put together for fewer; the sum over channels stays."""
+    count = source.shape[1]
+    share = torch.zeros(channels, count, dtype=source.dtype)
+    for n in range(max(channels, count)):
+        share[n % channels, n % count] = 1
+    return torch.einsum("nc,oc...->on...", share / share.sum(0), source)
+
+
+def _grows(source: Tensor, weight: Tensor) -> bool:
+    if source.ndim != 5 or weight.ndim != 5 or source.shape[:2] != weight.shape[:2]:
+        return False
+    sides = list(zip(source.shape[2:], weight.shape[2:], strict=True))
+    return all(b >= a and (b - a) % 2 == 0 for a, b in sides)
+
+
+def _grown(source: Tensor, weight: Tensor, how: str) -> Tensor:
+    if how == "centred":
+        room = [(b - a) // 2 for a, b in zip(source.shape[2:], weight.shape[2:], strict=True)]
+        return F.pad(source, [n for side in reversed(room) for n in (side, side)])
+    larger = source.float()
+    for axis, side in enumerate(weight.shape[2:], start=2):
+        # Each old weight is spread over its neighbours by a hat of sum 1.
+        hats = F.interpolate(torch.eye(source.shape[axis])[None], size=side, mode="linear", align_corners=True)[0]
+        larger = torch.tensordot(larger, hats / hats.sum(1, keepdim=True), dims=([axis], [0])).movedim(-1, axis)
+    return larger
+
+
+def _sides(weight: Tensor) -> str:
+    return "x".join(str(int(side)) for side in weight.shape[2:])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

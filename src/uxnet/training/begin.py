@@ -1,0 +1,78 @@
+"""Beginning with the weights of another model: fine-tuning and transfer (paper section 5)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from uxnet.dataset.manifest import Manifest
+from uxnet.errors import ModelError
+from uxnet.events import Note, Report
+from uxnet.model import read_model, read_weights
+from uxnet.networks.transfer import init_from, tied_to_channels
+from uxnet.recipe import Recipe
+
+
+def begin_from(
+    networks: Sequence[nn.Module], recipe: Recipe, manifest: Manifest, path: Path, kernels: Literal["trilinear", "centred"], report: Report
+) -> dict[str, Any]:
+    """Puts a model's weights into fresh networks wherever they fit.
+
+    Heads keep their fresh start wherever the labels are others, even where there are as many of them.
+
+    Args:
+        networks: of the recipe's stages; changed in place. The model's stages go into those of the same number.
+        path: of the model.
+        kernels: how smaller kernels grow.
+
+    Returns:
+        What became of every weight, as plain JSON values, with the model's name and hash.
+
+    Raises:
+        ModelError: if the model is damaged, has other networks, or nothing of it fits.
+    """
+    model = read_model(path)
+    new_labels = model.labels.classes != manifest.labels.classes
+    stages: list[dict[str, Any]] = []
+    for number, (network, stage) in enumerate(zip(networks, recipe.stages, strict=False)):
+        if number >= len(model.recipe.stages):
+            break
+        theirs = model.recipe.stages[number]
+        if theirs.network.name != stage.network.name:
+            raise ModelError(f"{path}: its network is {theirs.network.name}, the recipe's is {stage.network.name}; weights do not fit")
+        inputs, outputs = tied_to_channels(
+            stage.network.name,
+            stage.in_channels(len(manifest.channel_names)),
+            stage.out_channels(manifest.labels.out_channels),
+            stage.sampling.patch,
+            stage.network.settings,
+        )
+        # A guided stage answers whether a voxel is the structure asked about: that question outlives its labels.
+        transfer = init_from(
+            network,
+            read_weights(model, number),
+            inputs=inputs,
+            outputs=outputs,
+            new_labels=new_labels and stage.prior is None,
+            kernels=kernels,
+        )
+        report(Note(f"from {path.name}: {transfer}"))
+        stages.append(
+            {
+                "summary": str(transfer),
+                "copied": list(transfer.copied),
+                "adapted": dict(transfer.adapted),
+                "fresh": dict(transfer.fresh),
+                "skipped": list(transfer.skipped),
+            }
+        )
+    return {
+        "model": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "summary": "; ".join(str(done["summary"]) for done in stages),
+        "stages": stages,
+    }
