@@ -85,7 +85,7 @@ def tiny_model(tmp_path_factory, tiny_recipe):
         path = folder / f"{channels}.uxnet"
         labels = Labels((Label("bright", 1), Label("dark", 300)))
         torch.manual_seed(0)
-        network = build("uxnet", channels, labels.out_channels, tiny_recipe.stages[0].network.settings)
+        network = build("uxnet", channels, labels.out_channels, settings=tiny_recipe.stages[0].network.settings)
         weights = {key: value.numpy() for key, value in network.state_dict().items()}
         provenance = {"dataset": {"name": "Tiny", "licence": "CC0"}, "split": {"train": ["a"], "validation": ["b"]}}
         names = [f"modality {n}" for n in range(channels)]

@@ -9,7 +9,7 @@ from safetensors.numpy import save as save_safetensors
 from uxnet.errors import ModelError
 from uxnet.labels import Label, Labels
 from uxnet.model import SCHEMA, read_model, read_weights, write_model
-from uxnet.recipe import Recipe, Stage, load_recipe
+from uxnet.recipe import Prior, Recipe, Stage, load_recipe
 
 LABELS = Labels(
     (Label("anterior", 1), Label("posterior", 2)),
@@ -76,7 +76,7 @@ def test_a_model_is_read_as_it_was_written(tmp_path):
 
 
 def test_each_stage_has_weights_of_its_own(tmp_path):
-    recipe = Recipe("two", stages=(Stage(), Stage()))
+    recipe = Recipe("two", stages=(Stage(), Stage(prior=Prior())))
     model = read_model(write(tmp_path / "a.uxnet", [weights(1), weights(2)], recipe))
     for n in (0, 1):
         np.testing.assert_array_equal(read_weights(model, n)["stem.weight"], weights(n + 1)["stem.weight"])

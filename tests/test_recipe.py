@@ -13,6 +13,7 @@ from uxnet.recipe import (
     recipe_names,
     recipe_to_dict,
     recipe_to_toml,
+    with_network,
     with_overrides,
 )
 
@@ -74,6 +75,10 @@ def test_tables_become_values_of_the_right_kind():
         ({"name": "x", "schema": "1"}, "schema"),
         ({"name": "x", "schema": True}, "schema"),
         ({"name": "x", "stages": []}, "stages"),
+        ({"name": "x", "stages": [{}, {}]}, "stages[1].prior"),
+        ({"name": "x", "stages": [{"prior": {}}]}, "stages[0].prior"),
+        ({"name": "x", "stages": [{}, {"prior": {}}, {"prior": {}}]}, "stages"),
+        ({"name": "x", "stages": [{}, {"prior": {"patches": 0}}]}, "stages[1].prior.patches"),
         ({"name": "x", "stages": {}}, "stages"),
         ({"name": "x", "stages": [1]}, "stages[0]"),
         (stage(trainign={}), "stages[0].trainign"),
@@ -147,7 +152,7 @@ def test_a_damaged_recipe_file_is_named(tmp_path, content):
         load_recipe(tmp_path / "mine.toml")
 
 
-TWO = recipe_from_dict({"name": "x", "stages": [{}, {}]})
+TWO = recipe_from_dict({"name": "x", "stages": [{}, {"prior": {}}]})
 
 
 @pytest.mark.parametrize(
@@ -173,7 +178,7 @@ TWO = recipe_from_dict({"name": "x", "stages": [{}, {}]})
 def test_overrides_reach_every_stage(override, get, value):
     changed = with_overrides(TWO, [override])
     assert [get(s) for s in changed.stages] == [value, value]
-    assert recipe_from_dict({"name": "x", "stages": [{}, {}]}) == TWO  # and not the recipe they were made from
+    assert recipe_from_dict({"name": "x", "stages": [{}, {"prior": {}}]}) == TWO  # and not the recipe they were made from
 
 
 def test_overrides_reach_one_stage_or_the_recipe_and_the_last_one_counts():
@@ -210,3 +215,18 @@ def test_wrong_overrides_are_named(override, says):
     with pytest.raises(RecipeError) as caught:
         with_overrides(TWO, [override])
     assert says in str(caught.value)
+
+
+def test_another_network_leaves_the_settings_of_the_first_behind():
+    recipe = with_overrides(TWO, ["network.settings.widths=[1, 2]", "training.steps=9"])
+    changed = with_network(recipe, "unet")
+    assert [(s.network.name, dict(s.network.settings), s.training.steps) for s in changed.stages] == [("unet", {}, 9)] * 2
+    assert changed.stages[1].prior == TWO.stages[1].prior
+    with pytest.raises(RecipeError, match=r"network\.name"):
+        with_network(recipe, "")
+
+
+def test_a_guided_stage_sees_a_mask_more_and_answers_for_one_structure():
+    first, second = TWO.stages
+    assert (first.in_channels(3), first.out_channels(7)) == (3, 7)
+    assert (second.in_channels(3), second.out_channels(7)) == (4, 2)

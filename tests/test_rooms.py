@@ -8,8 +8,8 @@ import pytest
 import uxnet
 
 ORDER = [
-    "errors", "events", "geometry", "labels", "volume", "networks", "devices", "recipe", "io", "prepare", "model", "draw", "records",
-    "jobs", "augment", "dataset", "inference", "evaluation", "training", "experiments", "cli",
+    "errors", "events", "geometry", "labels", "volume", "networks", "devices", "recipe", "io", "prepare", "model", "convert", "draw",
+    "records", "jobs", "augment", "dataset", "inference", "evaluation", "training", "experiments", "cli",
 ]  # fmt: skip
 """Each room may import itself and what stands before it."""
 
@@ -18,7 +18,7 @@ ONLY = {"networks": {"errors", "networks"}}
 
 # Where each library may be imported; a trailing "()" means inside functions only.
 LIBRARIES = {
-    "torch": ["networks", "devices", "augment", "training", "inference/engine_torch.py", "experiments()", "cli()"],
+    "torch": ["networks", "devices", "augment", "training", "inference/engine_torch.py", "experiments()", "convert()", "cli()"],
     "monai": ["networks", "training/losses.py"],
     "lightning_fabric": ["training/engine.py"],
     "matplotlib": ["draw"],

@@ -300,9 +300,9 @@ class Recipe:
     def __post_init__(self) -> None:
         _check(self.schema == SCHEMA, "schema", f"this version of uxnet reads schema {SCHEMA}, not {self.schema}")
         _check(len(self.stages) in (1, 2), "stages", "a recipe has one stage, or two: a coarse one and one that it guides")
-        _check(self.stages[0].prior is None, "stages.0.prior", "nothing comes before the first stage that could guide it")
+        _check(self.stages[0].prior is None, "stages[0].prior", "nothing comes before the first stage that could guide it")
         for number, stage in enumerate(self.stages[1:], start=1):
-            _check(stage.prior is not None, f"stages.{number}.prior", "a second stage is guided by the first: say how")
+            _check(stage.prior is not None, f"stages[{number}].prior", "a second stage is guided by the first: say how")
 
 
 def recipe_names() -> list[str]:

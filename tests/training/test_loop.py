@@ -57,7 +57,7 @@ def run(tmp_path, cases, tiny_recipe):
         if schedule is not None:
             stage = replace(stage, schedule=schedule)
         torch.manual_seed(0)
-        network = build("uxnet", 1, 3, stage.network.settings)
+        network = build("uxnet", 1, 3, settings=stage.network.settings)
         events, given = [], iter(scores or [])
         files = RunFiles(tmp_path)
 

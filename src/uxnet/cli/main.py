@@ -12,7 +12,9 @@ VERBS = {
     "train": "train a network on a dataset by a recipe",
     "predict": "segment scans with a model",
     "evaluate": "score predictions against references",
+    "convert": "make a model of weights from elsewhere",
     "info": "print what a model is and where it came from",
+    "networks": "count the networks of the paper's tables, beside what it prints",
 }
 
 _HELP = """usage: uxnet VERB [arguments]

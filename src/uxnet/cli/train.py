@@ -11,6 +11,9 @@ import tyro
 EXAMPLES = """examples:
   uxnet train Task04_Hippocampus/ --recipe hippocampus --fold 0 -o runs/hippocampus
   uxnet train Task04_Hippocampus/ --recipe hippocampus -o runs/hippocampus --resume
+  uxnet train Task04_Hippocampus/ --recipe hippocampus --network unet --set network.settings.size=narrow -o runs/unet
+  uxnet train Task04_Hippocampus/ --recipe hippocampus-rapnet -o runs/rapnet
+  uxnet train amos/ --recipe my.toml --init-from runs/flare/model.uxnet -o runs/amos
   uxnet train data/ --recipe my.toml -o runs/mine --set training.steps=500 --set "sampling.patch=[64, 64, 64]"
 """
 
@@ -21,7 +24,10 @@ def run(
     recipe: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="RUN")],
     fold: Annotated[int, tyro.conf.arg(metavar="K")] = 0,
+    network: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")] = (),
+    init_from: Annotated[Path | None, tyro.conf.arg(metavar="MODEL")] = None,
+    init_kernels: Literal["trilinear", "centred"] = "trilinear",
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto",
     protocol: Literal["5x80-20", "5x80-10-10"] | None = None,
@@ -42,10 +48,14 @@ def run(
     Args:
         dataset: a folder in the layout of the Medical Segmentation Decathlon or of nnU-Net v2 (raw), or one with the
             folders images and labels.
-        recipe: a recipe in the box (hippocampus, phantom) or a TOML file.
+        recipe: a recipe in the box (hippocampus, hippocampus-rapnet, phantom) or a TOML file.
         output: the run's folder. One that holds a run already is refused without --resume.
         fold: which fold of the split is held out for validation, from 0.
+        network: another network than the recipe's, with its own settings instead of the recipe's (uxnet networks lists them).
         set: set a key of the recipe, such as training.steps=500; may be given again and again.
+        init_from: begin with the weights of this model wherever they fit; heads for other labels begin anew. What became of each
+            weight is printed, and written to RUN/transfer.json.
+        init_kernels: how its kernels grow where this network's are larger: upsampled, or centred in zeros.
         resume: go on with the run in RUN; if there is none, start it.
         device: auto, cpu, cuda, cuda:N or mps.
         protocol: how cases are split if there is no split yet: five folds of 80 % training and 20 % validation (the default), or
@@ -60,9 +70,10 @@ def run(
     from rich.table import Table
 
     from uxnet.cli.render import duration, reporting
-    from uxnet.recipe import load_recipe, with_overrides
+    from uxnet.recipe import load_recipe, with_network, with_overrides
 
-    chosen = with_overrides(load_recipe(recipe), set)
+    chosen = load_recipe(recipe)
+    chosen = with_overrides(with_network(chosen, network) if network else chosen, set)
     console = Console(stderr=True)
     with console.status("loading torch"):
         from uxnet.training.run import train
@@ -75,6 +86,8 @@ def run(
             split=split,
             protocol=protocol,
             group_by=group_by,
+            init_from=init_from,
+            init_kernels=init_kernels,
             resume=resume,
             device=device,
             cache=cache,

@@ -18,7 +18,7 @@ from uxnet.networks.weights import KeyMap
 class Architecture:
     """A network as code, imported when it is asked for.
 
-    network: its class.
+    network: its class. `fixed_patch` of its instances is the one patch that they take, None if they take any.
     key_maps: our parameter names -> those of weights from elsewhere; the first is the network that the paper compared.
     untrained: patterns of the names of parameters that no gradient reaches; the reasons stand beside them.
     absent: patterns of the names of weights that files from elsewhere may lack, since nothing reads them.
@@ -75,9 +75,9 @@ def _nnunet() -> Architecture:
 
 
 def _transbts() -> Architecture:
-    from uxnet.networks.transbts import REFERENCE_KEYS, TransBTS
+    from uxnet.networks.transbts import REFERENCE_KEYS, UNTRAINED, TransBTS
 
-    return Architecture(TransBTS, (REFERENCE_KEYS,))
+    return Architecture(TransBTS, (REFERENCE_KEYS,), UNTRAINED)
 
 
 def _unetr() -> Architecture:
@@ -103,10 +103,17 @@ NETWORKS: Mapping[str, Entry] = {
     "segresnet": Entry("SegResNet", _segresnet),
     "rapnet": Entry("RAP-Net", _rapnet, {"width": 8}),
     "nnunet": Entry("nnU-Net", _nnunet, {"widths": [16, 32, 64, 128, 160]}),
-    "transbts": Entry("TransBTS", _transbts),
+    "transbts": Entry(
+        "TransBTS", _transbts, {"widths": [8, 16, 32, 64], "embedding": 128, "heads": 4, "layers": 2, "mlp": 256, "stem_dropout": 0.0}
+    ),
     "unetr": Entry("UNETR", _unetr, {"width": 8, "hidden": 192, "mlp": 768, "heads": 6}),
-    "nnformer": Entry("nnFormer", _nnformer),
-    "swinunetr": Entry("SwinUNETR", _swinunetr, {"width": 12}),
+    # Tokens of 2^3 voxels: with the paper's 2x4x4, small patches leave the deeper stages windows of one token.
+    "nnformer": Entry(
+        "nnFormer",
+        _nnformer,
+        {"widths": [48, 96, 192], "depths": [2, 2, 2], "heads": [3, 6, 12], "windows": [4, 4, 4], "patch_stride": 2, "drop_path": 0.0},
+    ),
+    "swinunetr": Entry("SwinUNETR", _swinunetr, {"width": 12, "window": 4}),
     "uxnet": Entry("3D UX-Net", _uxnet, {"widths": [16, 32, 64, 128], "hidden": 256, "layer_scale": 0.1}),
 }
 """The nine networks in the order of the paper's table 1. Asking for one imports no other."""

@@ -108,7 +108,7 @@ def tied_to_channels(
 
     base = shapes(in_channels, out_channels)
     more_in, more_out = shapes(in_channels + 1, out_channels), shapes(in_channels, out_channels + 1)
-    return {key for key in base if more_in[key] != base[key]}, {key for key in base if more_out[key] != base[key]}
+    return {key for key in base if more_in.get(key) != base[key]}, {key for key in base if more_out.get(key) != base[key]}
 
 
 def _same_but_for_inputs(source: Tensor, weight: Tensor) -> bool:

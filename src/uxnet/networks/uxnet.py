@@ -237,6 +237,8 @@ class UXNet(nn.Module):
         ValueError: for settings that do not fit together; the message names them.
     """
 
+    fixed_patch = None
+
     def __init__(
         self,
         in_channels: int,

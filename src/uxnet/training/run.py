@@ -132,6 +132,9 @@ class _Run:
     def files(self, number: int) -> RunFiles:
         return RunFiles(self.out if len(self.recipe.stages) == 1 else self.out / f"stage_{number}")
 
+    def cache_of(self, number: int) -> Path:
+        return self.cache if len(self.recipe.stages) == 1 else self.cache / f"stage_{number}"
+
     def cases(self, names: Sequence[str]) -> list[Case]:
         by_name = {case.name: case for case in self.manifest.cases}
         return [by_name[name] for name in names]
@@ -154,7 +157,7 @@ def _train_stage(run: _Run, network: nn.Module, engine: TrainingEngine, before: 
     engines = [finished.engine for finished in before]
     priors = _prior_labels(run, engines) if before else None
     cached = build_cache(
-        run.cases(run.chosen.train), stage.prepare, labels, run.cache, priors=priors, workers=run.workers, report=run.report
+        run.cases(run.chosen.train), stage.prepare, labels, run.cache_of(number), priors=priors, workers=run.workers, report=run.report
     )
     run.report(Note(_opening(run, number, network, engine)))
     engines.append(TorchEngine(network, str(engine.device), engine.precision))

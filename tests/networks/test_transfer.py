@@ -1,0 +1,185 @@
+"""Beginning with the weights of another model."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import uxnet
+from uxnet.errors import CheckpointError, ModelError
+from uxnet.model import read_model, read_weights
+from uxnet.networks.build import NETWORKS, build
+from uxnet.networks.transfer import init_from, tied_to_channels
+from uxnet.recipe import Network, with_overrides
+from uxnet.training.run import train
+
+TINY = {"widths": [6, 8], "depths": [1, 1], "hidden": 8, "kernel": 3, "layer_scale": 0.5}
+
+
+def tiny(in_channels=1, out_channels=3, seed=0, **more):
+    torch.manual_seed(seed)
+    return build("uxnet", in_channels, out_channels, 16, {**TINY, **more})
+
+
+def state(network):
+    return {key: value.detach().clone().numpy() for key, value in network.state_dict().items()}
+
+
+def image(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def tied(in_channels=1, out_channels=3, **more):
+    return dict(zip(("inputs", "outputs"), tied_to_channels("uxnet", in_channels, out_channels, 16, {**TINY, **more}), strict=True))
+
+
+def test_equal_networks_are_copied_whole():
+    source, target = tiny(seed=1).eval(), tiny(seed=2).eval()
+    transfer = init_from(target, state(source), **tied())
+    assert sorted(transfer.copied) == sorted(source.state_dict())
+    assert not transfer.adapted
+    assert not transfer.fresh
+    assert not transfer.skipped
+    assert torch.equal(source(image(1, 1, 8, 8, 8)), target(image(1, 1, 8, 8, 8)))
+
+
+def test_another_number_of_classes_gets_a_fresh_head():
+    source, target = tiny(seed=1), tiny(1, 6, seed=2)
+    before = target.head.weight.detach().clone()
+    transfer = init_from(target, state(source), **tied(1, 6))
+    assert sorted(transfer.fresh) == ["head.bias", "head.weight"]
+    assert set(transfer.fresh.values()) == {"another number of classes"}
+    assert torch.equal(target.head.weight, before)
+    assert torch.equal(target.stem.conv.weight, source.stem.conv.weight)
+    assert "head.bias" in str(transfer)
+
+
+def test_other_labels_get_a_fresh_head_even_if_there_are_as_many():
+    source, target = tiny(seed=1), tiny(seed=2)
+    transfer = init_from(target, state(source), new_labels=True, **tied())
+    assert sorted(transfer.fresh) == ["head.bias", "head.weight"]
+    assert not torch.equal(target.head.weight, source.head.weight)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (1, 3), (2, 3), (3, 2), (4, 1), (2, 4)])
+def test_equal_image_channels_give_what_they_gave(before, after):
+    source, target = tiny(before, seed=1).double().eval(), tiny(after, seed=2).double().eval()
+    transfer = init_from(target, state(source), **tied(after))
+    assert sorted(transfer.adapted) == ["skips.0.conv1.weight", "skips.0.shortcut.weight", "stem.conv.weight"]
+    assert set(transfer.adapted.values()) == {f"image channels {before} to {after}"}
+    x = image(1, 1, 8, 8, 8).double()
+    torch.testing.assert_close(target(x.expand(1, after, 8, 8, 8)), source(x.expand(1, before, 8, 8, 8)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_kernel_centred_in_zeros_computes_what_it_did():
+    source, target = tiny(seed=1).double().eval(), tiny(seed=2, kernel=[[7, 5, 3], [9, 9, 9]]).double().eval()
+    transfer = init_from(target, state(source), kernels="centred", **tied())
+    assert set(transfer.adapted.values()) == {"kernel 3x3x3 to 7x5x3, centred", "kernel 3x3x3 to 9x9x9, centred"}
+    x = image(1, 1, 16, 16, 16).double()
+    torch.testing.assert_close(target(x), source(x), rtol=1e-9, atol=1e-9)
+
+
+def test_an_upsampled_kernel_keeps_its_sum_and_its_shape():
+    source, target = tiny(seed=1, kernel=7), tiny(seed=2, kernel=13)
+    init_from(target, state(source), **tied(kernel=13))
+    small, large = source.stages[0][0].depthwise.weight.detach(), target.stages[0][0].depthwise.weight.detach()
+    torch.testing.assert_close(large.sum((2, 3, 4)), small.sum((2, 3, 4)), rtol=1e-4, atol=1e-5)
+    flat = F.interpolate(small, size=(13, 13, 13), mode="trilinear", align_corners=True)
+    for one, other in zip(large.flatten(2)[:, 0], flat.flatten(2)[:, 0], strict=True):
+        assert np.corrcoef(one, other)[0, 1] > 0.95
+    # Mirrored kernels become mirrored kernels: nothing is shifted.
+    mirrored = {key: np.ascontiguousarray(value[..., ::-1]) if "depthwise.weight" in key else value for key, value in state(source).items()}
+    other = tiny(seed=2, kernel=13)
+    init_from(other, mirrored, **tied(kernel=13))
+    torch.testing.assert_close(other.stages[0][0].depthwise.weight.detach(), large.flip(4), rtol=1e-5, atol=1e-6)
+
+
+def test_what_does_not_fit_is_left_fresh_and_said():
+    source, target = tiny(seed=1, depths=[2, 1], kernel=5), tiny(seed=2, hidden=16, kernel=3)
+    before = state(target)
+    transfer = init_from(target, state(source), **tied(hidden=16))
+    assert "stages.0.1.depthwise.weight" in transfer.skipped
+    assert transfer.fresh["bottleneck.conv1.weight"] == "another shape"
+    assert transfer.fresh["stages.0.0.depthwise.weight"] == "another shape"  # kernels grow, they do not shrink
+    after = state(target)
+    assert all(np.array_equal(before[key], after[key]) for key in transfer.fresh)
+    everything = {*transfer.copied, *transfer.adapted, *transfer.fresh}
+    assert everything == set(after)
+    assert "skipped" in str(transfer)
+
+
+def test_another_network_altogether_is_refused():
+    with pytest.raises(ModelError, match="different networks"):
+        init_from(tiny(), state(build("segresnet", 1, 3)))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_follows_channels_and_classes_is_found_in_every_network(name):
+    inputs, outputs = tied_to_channels(name, 1, 3, 32, {"size": "narrow"})
+    with torch.device("meta"):
+        shapes = {key: tuple(weight.shape) for key, weight in build(name, 1, 3, 32, {"size": "narrow"}).state_dict().items()}
+    assert inputs
+    assert outputs
+    assert not inputs & outputs
+    assert all(3 in shapes[key] for key in outputs)
+    torch.manual_seed(1)
+    source = build(name, 1, 3, 32, {"size": "narrow"})
+    target = build(name, 2, 5, 32, {"size": "narrow"})
+    transfer = init_from(target, state(source), inputs=inputs, outputs=outputs)
+    assert set(transfer.fresh) <= inputs | outputs
+    assert set(transfer.fresh) >= outputs
+
+
+# ---- in a run
+
+
+def go(dataset, recipe, out, **more):
+    return train(dataset, recipe, out, device="cpu", workers=1, **more)
+
+
+@pytest.fixture(scope="module")
+def first(tiny_dataset, tiny_recipe, tmp_path_factory):
+    return go(tiny_dataset, tiny_recipe, tmp_path_factory.mktemp("first") / "run")
+
+
+def test_a_run_begins_with_a_models_weights_and_says_so(first, tiny_dataset, tiny_recipe, tmp_path):
+    recipe = with_overrides(tiny_recipe, ["training.steps=1", "optimiser.learning_rate=1e-12", "training.ema=0", "training.keep=last"])
+    model = read_model(go(tiny_dataset, recipe, tmp_path / "run", init_from=first))
+    want, got = read_weights(read_model(first)), read_weights(model)
+    assert all(np.allclose(want[key], got[key], atol=1e-6) for key in want)
+    told = json.loads((tmp_path / "run" / "transfer.json").read_text())
+    assert told["model"] == "model.uxnet"
+    assert len(told["stages"][0]["copied"]) == len(want)
+    assert model.provenance["init_from"]["sha256"] == told["sha256"]
+
+
+def test_a_larger_kernel_and_other_labels(first, tiny_dataset, tiny_recipe, tmp_path):
+    recipe = with_overrides(
+        tiny_recipe, ["network.settings.kernel=5", "training.steps=1", "optimiser.learning_rate=1e-12", "training.ema=0"]
+    )
+    manifest = uxnet.read_dataset(tiny_dataset)
+    labels = replace(manifest.labels, foreground=tuple(replace(label, name=label.name + " new") for label in manifest.labels.foreground))
+    go(replace(manifest, labels=labels), recipe, tmp_path / "run", init_from=first, init_kernels="centred")
+    told = json.loads((tmp_path / "run" / "transfer.json").read_text())["stages"][0]
+    assert set(told["adapted"].values()) == {"kernel 3x3x3 to 5x5x5, centred"}
+    assert {"head.weight", "head.bias"} <= set(told["fresh"])
+    assert "copied" in told["summary"]
+
+
+def test_a_resumed_run_needs_the_same_beginning(first, tiny_dataset, tiny_recipe, tmp_path):
+    go(tiny_dataset, tiny_recipe, tmp_path / "run", init_from=first)
+    with pytest.raises(CheckpointError, match="another run"):
+        go(tiny_dataset, tiny_recipe, tmp_path / "run", resume=True)
+    go(tiny_dataset, tiny_recipe, tmp_path / "run", resume=True, init_from=first)
+
+
+def test_models_that_do_not_fit_are_refused_before_anything_begins(first, tiny_dataset, tiny_recipe, tmp_path):
+    other = replace(tiny_recipe, stages=(replace(tiny_recipe.stages[0], network=Network("segresnet")),))
+    with pytest.raises(ModelError, match=r"model\.uxnet: its network is uxnet, the recipe's is segresnet"):
+        go(tiny_dataset, other, tmp_path / "run", init_from=first)
+    with pytest.raises(ModelError, match="no such model"):
+        go(tiny_dataset, tiny_recipe, tmp_path / "run", init_from=tmp_path / "nothing.uxnet")
+    assert not (tmp_path / "run").exists()
