@@ -75,6 +75,8 @@ IDLE: Mapping[str, str] = {
 
 BOTH_AGREE = "Both figures are as printed."
 PARAMETERS_AGREE = "The parameters are as printed."
+OTHER_THAN_TABLE_1 = "The printed figures are for 96x96x96, 1 channel, 8 classes and the size of the paper; they are not compared."
+OTHER_THAN_TABLE_3 = "The printed figures are for 1 channel, 5 classes and the size of the paper; they are not compared."
 
 REASONS: Mapping[str, str] = {
     "unet": "The printed row mixes two networks: its 135.9 GMac are those of MONAI's BasicUNet, which has 5.75 M parameters (135.9 with 5 "
@@ -171,9 +173,7 @@ def survey(classes: int = TABLE_1_CLASSES, in_channels: int = 1, patch: Sequence
             notes += ["It has no narrow setting: this is its size in the paper."]
         row = Row(name, entry.title, settings, in_channels, classes, sides, count.parameters, count.macs, TABLE_1[name], compared)
         if not compared:
-            notes += [
-                "The printed figures are for patches of 96x96x96, 1 channel, 8 classes and the networks' size in the paper, so they are not compared."
-            ]
+            notes += [OTHER_THAN_TABLE_1]
         notes += _comparison(row, REASONS.get(name))
         if count.idle:
             notes += [f"{count.idle:,} of the parameters {IDLE.get(name, 'reach no output.')}"]
@@ -199,16 +199,12 @@ def ablations(classes: int = TABLE_3_CLASSES, in_channels: int = 1, patch: Seque
             counts[key] = _count(name, in_channels, classes, sides, settings)
         count = counts[key]
         row = Row(name, title, settings, in_channels, classes, sides, count.parameters, count.macs, printed, compared)
-        notes = (
-            []
-            if compared
-            else ["The printed figures are for 1 channel, 5 classes and the networks' size in the paper, so they are not compared."]
-        )
+        notes = [] if compared else [OTHER_THAN_TABLE_3]
         if printed == Printed():
             more = count.parameters - counts[f"uxnet {sized}"].parameters
-            notes += [
-                f"Not in the table: two residuals a block, as the paper's text has it; {more:,} parameters more than the released block."
-            ]
+            notes += [f"Not in the table: two residuals a block, as the text has it; {more:,} parameters more than the released block."]
+            if compared and _agrees(count.parameters / 1e6, TABLE_1["uxnet"].parameters_m):
+                notes += [f"It would print as {TABLE_1['uxnet'].parameters_m} M, too: the tables cannot tell the two apart."]
         else:
             notes += _comparison(row, REASONS.get(title))
         rows.append(replace(row, notes=tuple(notes)))

@@ -1,6 +1,6 @@
 """One training step of the 3D UX-Net, in the ways that it could be computed, side by side in one process.
 
-    python benchmarks/network.py [--rounds N] [-o FILE.json]
+    python benchmarks/training_step.py [--rounds N] [-o FILE.json]
 
 The machines that this runs on are noisy: each round measures every way once, in turn, and what is printed is the median over the rounds
 of each way's time divided by the first one's of the same round. Below 1 is faster.
