@@ -42,11 +42,11 @@ def uxnet_like(classes=3, in_channels=1, **settings):
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(monkeypatch, tmp_path_factory):
-    """Every temporary file goes into a folder of its own, which is empty afterwards."""
+    """No temporary file outlives a conversion."""
     folder = tmp_path_factory.mktemp("temporary")
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     yield
-    assert list(folder.iterdir()) == []
+    assert list(folder.glob("uxnet*")) == []  # torch has caches of its own there
 
 
 def pieces(path, **more):
@@ -72,7 +72,9 @@ def test_an_authors_checkpoint(tmp_path):
     original, weights = uxnet_like()
     torch.save(weights, tmp_path / "FLARE.pth")
     model, warnings = pieces(tmp_path / "FLARE.pth")
-    assert {k: v.tolist() for k, v in read_weights(model).items()} == {k: v.tolist() for k, v in original.state_dict().items()}
+    written = read_weights(model)
+    assert written.keys() == original.state_dict().keys()
+    assert all(np.array_equal(written[name], weight) for name, weight in original.state_dict().items())
     held(model.path, original, (1, 1, 16, 16, 32))
     assert (model.labels.classes, model.channels) == (("class 1", "class 2"), ("channel 0",))
     assert len(warnings) == 1
@@ -139,7 +141,7 @@ def malicious(folder):
 
 
 def plainly_malicious(folder):
-    (folder / "x.pth").write_bytes(pickle.dumps(Calls(os.mkdir, str(folder / "executed")), protocol=2))
+    (folder / "x.pth").write_bytes(pickle.dumps(Calls(exec, f"open({str(folder / 'executed')!r}, 'w')"), protocol=2))
 
 
 def repeated(folder):
@@ -198,8 +200,9 @@ def nothing(folder):
     (folder / "x.pth").touch()
 
 
-def a_tensor(folder):
-    torch.save(torch.zeros(3), folder / "x.pth")
+def endless(folder):
+    """One of the few functions that the careful reader does call, with a large number."""
+    (folder / "x.pth").write_bytes(b"\x80\x02cbuiltins\nbytearray\n\x8a\x06" + (10**13).to_bytes(6, "little") + b"\x85R.")
 
 
 def a_terminal_command(folder):
@@ -213,8 +216,8 @@ def complex_numbers(folder):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (malicious, r"code that runs"),
-        (plainly_malicious, r"code that runs|cannot be read as a checkpoint"),
+        (malicious, "system.*code that runs"),
+        (plainly_malicious, r"\(exec\).*code that runs"),
         (repeated, "more values than it holds"),
         (views, "more values than it holds"),
         (compressed, "more values than it holds"),
@@ -224,7 +227,7 @@ def complex_numbers(folder):
         (truncated_safetensors, "truncated"),
         (something_else, "another kind of file"),
         (nothing, "another kind of file"),
-        (a_tensor, "no table of weights"),
+        (endless, "more memory than a checkpoint of its size"),
         (a_terminal_command, "a name that is no text"),
         (complex_numbers, "complex"),
     ],
@@ -284,7 +287,7 @@ def test_torchs_careless_reader_cannot_be_switched_on_from_outside(tmp_path, mon
 
 
 def test_limits_are_only_ever_lowered():
-    resource = pytest.importorskip("resource")
+    pytest.importorskip("resource")
     script = (
         "import resource\nfrom uxnet.convert.child import _limit\n"
         "resource.setrlimit(resource.RLIMIT_CPU, (9, 9))\n_limit(1)\nprint(resource.getrlimit(resource.RLIMIT_CPU))\n"
@@ -293,7 +296,6 @@ def test_limits_are_only_ever_lowered():
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert out == "(9, 9)\n(0, 0)\n"
     assert child.seconds_for(100 << 20) > child.seconds_for(0) == child.SECONDS
-    assert resource
 
 
 # ---- what a conversion is given besides; the process is left out for speed

@@ -226,7 +226,8 @@ def test_other_patches_classes_channels_and_sizes_claim_nothing():
 
 
 @pytest.mark.parametrize("change", [{"classes": 5}, {"in_channels": 2}, {"patch": (96, 96, 64)}])
-def test_one_change_is_enough_to_compare_nothing(change):
+def test_one_change_is_enough_to_compare_nothing(monkeypatch, change):
+    monkeypatch.setattr("uxnet.networks.survey.NETWORKS", {name: NETWORKS[name] for name in ("unet", "uxnet")})
     assert not any(row.compared for row in survey(**change))
 
 
@@ -293,3 +294,9 @@ def test_the_tables_of_the_page_are_what_is_counted(nine, changed):
         assert f"| {' | '.join(cells)} |" in page
     for note in (*REASONS.values(), *(note for row in nine.values() for note in row.notes)):
         assert all(figure in page for figure in note.split() if figure.replace(".", "").isdigit() and "." in figure), note
+
+
+def test_the_narrow_sizes_of_the_page():
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text(encoding="utf-8")
+    for row in survey(size="narrow"):
+        assert f"`{row.name}` {row.parameters / 1e6:.1f}" in page

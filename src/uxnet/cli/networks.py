@@ -93,7 +93,7 @@ def _table(rows: Sequence[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column("network" if flops else "row of Table 3", no_wrap=True)
     table.add_column("name" if flops else "settings", no_wrap=True)
-    heads = ("parameters", "GMac", "GMac as the\npaper counts", "paper,\nM params", "paper,\nGMac")
+    heads = ("parameters", "GMac", "GMac as\nthe paper\ncounts", "paper,\nM params", "paper,\nGMac")
     for head in heads if flops else (*heads[:2], heads[3]):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
@@ -107,7 +107,7 @@ def _table(rows: Sequence[Row]) -> Table:
 
 
 def _gmac(macs: int) -> str:
-    return f"{macs / 1e9:.2f}" if macs < 1e14 else f"{macs / 1e9:,.0f}"
+    return f"{macs / 1e9:.2f}" if macs < 1e14 else f"{macs / 1e9:.4g}"
 
 
 def _printed(figure: str | None, agrees: bool | None) -> str:
