@@ -86,7 +86,8 @@ def main() -> None:
     for name, results in measured.items():
         with torch.device("meta"):
             macs = count_macs(build(name, 1, 3, patch, {"size": given.size}).eval(), (1, 1, *patch)).true
-        row = {"network": name, "parameters": parameters[name], "gmac": macs / 1e9, "peak_memory_mb": round(max(peak for *_, peak in results))}
+        peak = round(max(peak for *_, peak in results))
+        row = {"network": name, "parameters": parameters[name], "gmac": macs / 1e9, "peak_memory_mb": peak}
         for index, what in enumerate(("step", "window")):
             ratios = [mine[index] / ours[index] for mine, ours in zip(results, measured[OURS], strict=True)]
             row[f"{what}_seconds"] = statistics.median(r[index] for r in results)

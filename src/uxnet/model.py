@@ -74,7 +74,7 @@ def write_model(
     """
     stages, blobs = [], {}
     for index, (stage, tensors) in enumerate(zip(recipe.stages, weights, strict=True)):
-        blob = save_safetensors({name: np.ascontiguousarray(array) for name, array in tensors.items()})
+        blob = save_safetensors({name: np.asarray(array, order="C") for name, array in tensors.items()})
         name = f"weights/{index}.safetensors"
         blobs[name] = blob
         stages.append(

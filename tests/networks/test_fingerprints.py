@@ -44,6 +44,7 @@ PARAMETERS = [
     ("rapnet", 2, 2, {}, 19_072_802),
     ("nnunet", 5, 1, {}, 31_197_184),
     ("nnunet", 8, 1, {}, 31_199_584),
+    ("nnunet", 5, 1, {"strides": [[1, 2, 2], 2, 2, 2, 2], "kernel": [[1, 3, 3], 3, 3, 3, 3, 3]}, 31_169_984),  # an anisotropic first level
     ("nnunet", 5, 1, {"up_bias": True, "head_bias": True}, 31_198_009),  # nnU-Net 2
     ("nnunet", 8, 1, {"up_bias": True, "head_bias": True}, 31_200_424),
     ("nnunet", 5, 1, {"bias": False, "head_bias": True, "deep_supervision": False}, 31_189_509),  # MONAI's DynUNet

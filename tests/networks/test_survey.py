@@ -125,10 +125,7 @@ def test_the_flops_of_the_unets_row_are_those_of_another_unet():
 
 def test_nnunets_anisotropic_first_level_at_128_comes_near_the_printed_flops():
     with torch.device("meta"):
-        network = build("nnunet", 1, 8, settings={"strides": [[1, 2, 2], 2, 2, 2, 2]})
-        # nnU-Net 1 gives a level of the decoder the kernel of the stage below, so only the first stage has the flat one.
-        for part, into in zip(network.encoder[0], (1, 32), strict=True):
-            part.conv = nn.Conv3d(into, 32, (1, 3, 3), padding=(0, 1, 1))
+        network = build("nnunet", 1, 8, settings={"strides": [[1, 2, 2], 2, 2, 2, 2], "kernel": [[1, 3, 3], 3, 3, 3, 3, 3]})
     assert parameters_of(network) == 31_172_384
     assert f"{counted(network, 128):.1f}" == "742.4"
     assert "742.4" in REASONS["nnunet"]

@@ -89,7 +89,7 @@ class NNUNet(nn.Module):
     Args:
         in_channels, out_channels: of image and logits.
         widths: channels of each stage.
-        kernel: of the convolutions, odd; one number, one an axis, or one a stage.
+        kernel: of the convolutions, odd; one number, one an axis, or one a stage (a decoder level takes that of the stage below).
         strides: between stages; one number, one an axis, or one a transition (stages - 1 of them).
         convolutions: a stage and a decoder level.
         deep_supervision: auxiliary heads at every coarser decoder level, whose logits are given while training.
@@ -137,7 +137,8 @@ class NNUNet(nn.Module):
             nn.ConvTranspose3d(below, width, step, step, bias=up_bias)
             for below, width, step in zip(widths[1:], widths, steps, strict=False)
         )
-        self.decoder = nn.ModuleList(level(2 * width, width, k, triple(1)) for width, k in zip(widths[:-1], kernels, strict=False))
+        # As nnU-Net 1, a decoder level has the kernel of the stage below it, which matters only where the kernels differ.
+        self.decoder = nn.ModuleList(level(2 * width, width, k, triple(1)) for width, k in zip(widths[:-1], kernels[1:], strict=True))
         supervised = widths[:-1] if deep_supervision else widths[:1]
         self.heads = nn.ModuleList(nn.Conv3d(width, out_channels, 1, bias=head_bias) for width in supervised)
 

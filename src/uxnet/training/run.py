@@ -154,6 +154,7 @@ def _train_stage(run: _Run, network: nn.Module, engine: TrainingEngine, before: 
     """Trains the stage that comes after those `before` it; a stage that was trained already is only read."""
     number = len(before)
     stage, files, labels = run.recipe.stages[number], run.files(number), run.manifest.labels
+    files.folder.mkdir(parents=True, exist_ok=True)
     engines = [finished.engine for finished in before]
     priors = _prior_labels(run, engines) if before else None
     cached = build_cache(
