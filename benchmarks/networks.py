@@ -101,7 +101,7 @@ def main() -> None:
     for row in rows:
         times = [f"{row['step_seconds']:.2f}", f"{row['step_ratio']:.2f}", f"{row['window_seconds']:.3f}", f"{row['window_ratio']:.2f}"]
         table.add_row(row["network"], f"{row['parameters'] / 1e6:.2f}", f"{row['gmac']:.2f}", *times, str(row["peak_memory_mb"]))
-    Console().print(table)
+    Console(width=120).print(table)
     if given.output:
         machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": threads}
         asked = {"size": given.size, "patch": patch, "batch": given.batch, "rounds": given.rounds}

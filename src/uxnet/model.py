@@ -84,7 +84,7 @@ def write_model(
                 "out_channels": stage.out_channels(labels.out_channels),
                 "weights": name,
                 "sha256": hashlib.sha256(blob).hexdigest(),
-                "parameters": int(sum(array.size for array in tensors.values())),
+                "parameters": sum(int(array.size) for key, array in tensors.items() if _is_parameter(key, array)),
             }
         )
     description = {
@@ -156,6 +156,11 @@ def _description(path: Path) -> dict[str, Any]:
     if description["schema"] > SCHEMA:
         raise ModelError(f"{path}: written by a newer uxnet (schema {description['schema']}, this one reads {SCHEMA}); update uxnet")
     return description
+
+
+def _is_parameter(key: str, array: NDArray[Any]) -> bool:
+    """Whether an entry of a state is learnt: indices and counters are whole numbers, and a batch norm's statistics are named so."""
+    return bool(array.dtype.kind == "f" and not key.endswith(("running_mean", "running_var")))
 
 
 def _add(archive: zipfile.ZipFile, name: str, blob: bytes) -> None:

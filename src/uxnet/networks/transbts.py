@@ -67,28 +67,14 @@ UNTRAINED: tuple[str, ...] = (
 """Patterns of the parameters that no output depends on, each with the reason; the authors' count and checkpoints have them."""
 
 
-class GroupNorm(nn.GroupNorm):
-    """Group norm that is as exact in channels-last memory as in contiguous memory.
-
-    On CPUs torch's float32 kernel for channels-last memory is off by 1e-3 of the deviation over grids of 96^3, its kernel for
-    contiguous memory by 1e-6 (torch 2.13.0). So such a call is computed in contiguous memory.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, I, J, K) -> the same shape."""
-        if x.device.type != "cpu" or x.is_contiguous():
-            return super().forward(x)
-        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last_3d)
-
-
 class EncoderBlock(nn.Module):
     """x + conv(relu(norm(conv(relu(norm(x)))))): a residual block with group norm before each convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(GROUPS, channels)
+        self.norm1 = nn.GroupNorm(GROUPS, channels)
         self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
-        self.norm2 = GroupNorm(GROUPS, channels)
+        self.norm2 = nn.GroupNorm(GROUPS, channels)
         self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
