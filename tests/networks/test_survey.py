@@ -131,6 +131,24 @@ def test_nnunets_anisotropic_first_level_at_128_comes_near_the_printed_flops():
     assert "742.4" in REASONS["nnunet"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "gmac"),
+    [
+        ({}, "631.93"),
+        ({"convolution": "standard"}, "954.83"),
+        ({"kernel": 9}, "637.37"),
+        ({"kernel": 11}, "645.86"),
+        ({"kernel": 13}, "658.07"),
+        ({"scaling": "mlp"}, "639.46"),
+        # Only with the non-linearity between the pointwise layers kept: without it, too, this would be 631.69.
+        ({"scaling": "none"}, "631.70"),
+    ],
+)
+def test_the_ablations_by_the_papers_count(settings, gmac):
+    with torch.device("meta"):
+        assert f"{counted(build('uxnet', 1, 8, settings=settings)):.2f}" == gmac
+
+
 class Pointwise(nn.Linear):
     """A linear layer over the channels, channels first."""
 

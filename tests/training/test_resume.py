@@ -17,7 +17,7 @@ from uxnet.dataset import cache as cache_module
 from uxnet.errors import CheckpointError, DatasetError, RecipeError
 from uxnet.events import Note, Warn
 from uxnet.model import read_model, read_weights
-from uxnet.recipe import load_recipe, recipe_to_toml, with_overrides
+from uxnet.recipe import load_recipe, recipe_to_toml, with_network, with_overrides
 from uxnet.records import read_records
 from uxnet.training import checkpoint, loop
 from uxnet.training import run as run_module
@@ -275,6 +275,13 @@ def test_a_recipe_whose_network_cannot_be_built(go, tiny_recipe, tmp_path):
     with pytest.raises(RecipeError, match=r"network\.settings"):
         go(tmp_path / "run", recipe=with_overrides(tiny_recipe, ["network.settings.widths=[4]"]))
     # Nothing began, so the mended recipe may have the folder.
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_is_tied_to_its_patch_is_given_no_other_windows(go, tiny_recipe, tmp_path):
+    tied = with_overrides(with_network(tiny_recipe, "unetr"), ["network.settings.size=narrow", "inference.patch=[16, 16, 32]"])
+    with pytest.raises(RecipeError, match=r"inference\.patch: unetr is tied to .*\[16, 16, 16\].* no windows of \[16, 16, 32\]"):
+        go(tmp_path / "run", recipe=tied)
     assert not (tmp_path / "run").exists()
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import uxnet
+from uxnet.cli.main import main
 from uxnet.dataset.cache import CachedCase
 from uxnet.dataset.patches import draw_guided_place, read_batch
 from uxnet.errors import DatasetError, RecipeError
@@ -106,6 +107,16 @@ def test_a_run_that_was_interrupted_gives_the_same_weights(trained, tiny_dataset
     for number in (0, 1):
         want, got = read_weights(read_model(whole), number), read_weights(read_model(resumed), number)
         assert all(np.array_equal(want[key], got[key]) for key in want)
+
+
+def test_info_and_predict_take_it_like_any_model(trained, tiny_dataset, tmp_path, capsys):
+    _, path = trained
+    assert main(["info", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert told.count("training ") == 2
+    assert told.count("network ") == 2
+    assert main(["predict", str(path), str(tiny_dataset / "imagesTr" / "case_01.nii.gz"), "-o", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "case_01.nii.gz").is_file()
 
 
 def test_labels_that_are_regions_are_refused(tiny_dataset, two, tmp_path):

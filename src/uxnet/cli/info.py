@@ -62,8 +62,16 @@ def run(
         row("intensity", "; ".join(str(i) for i in settings.prepare.intensity))
     dataset, split = provenance.get("dataset", {}), provenance.get("split", {})
     cases, licence = len(split.get("train", [])), dataset.get("licence") or "not stated"
-    row("trained on", f"{dataset.get('name', 'unknown')}, {cases} cases, licence {licence}")
-    row("training", ", ".join(f"{key} {value}" for key, value in provenance.get("training", {}).items()))
+    converted, origin = provenance.get("converted"), provenance.get("init_from")
+    if converted:
+        row("converted", f"from {converted['file']} (sha256 {converted['sha256'][:12]}...), prepared as {converted['preparation']} says")
+        row("trained on", "not known: the weights are from elsewhere")
+    else:
+        row("trained on", f"{dataset.get('name', 'unknown')}, {cases} cases, licence {licence}")
+        if origin:
+            row("began with", f"{origin['model']} (sha256 {origin['sha256'][:12]}...): {origin['summary']}")
+        for stage in provenance.get("stages", [provenance]):
+            row("training", ", ".join(f"{key} {value}" for key, value in stage.get("training", {}).items()))
     row("versions", ", ".join(f"{key} {value}" for key, value in provenance.get("versions", {}).items()))
     validation = provenance.get("validation", {})
     if validation:

@@ -95,7 +95,7 @@ def convert(
     write_model(
         out,
         [weights],
-        recipe=replace(recipe, description=described, stages=(stage,)),
+        recipe=replace(recipe, name=checkpoint.stem, description=described, stages=(stage,)),
         labels=chosen,
         channels=named,
         provenance=provenance,
