@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import uxnet
 from uxnet.convert.untrusted import Checkpoint, read_checkpoint
 from uxnet.errors import InputError, LabelsError, ModelError, RecipeError, UxnetError
 from uxnet.events import Note, Report, Warn, silent
+from uxnet.io import read_json
 from uxnet.labels import Label, Labels, Region, labels_from_dataset_json, labels_from_dict
 from uxnet.model import write_model
 from uxnet.recipe import Network, Recipe, Stage
@@ -148,7 +148,7 @@ def _labels(path: str | Path | None, outputs: int, report: Report) -> Labels:
         if outputs == 1:
             return Labels((Label("class 1", 1),), regions=(Region("class 1", (1,), 1),))
         return Labels(tuple(Label(f"class {n}", n) for n in range(1, outputs)))
-    data = _read_json(Path(path))
+    data = read_json(Path(path))
     try:
         labels = labels_from_dataset_json(data) if "labels" in data else labels_from_dict(data)
     except LabelsError as error:
@@ -167,7 +167,7 @@ def _channels(path: str | Path | None, given: Sequence[str] | None, count: int, 
         if len(given) != count:
             raise ModelError(f"{len(given)} channel names are given ({', '.join(given)}), the network takes {count} channels")
         return tuple(given)
-    data = _read_json(Path(path)) if path else {}
+    data = read_json(Path(path)) if path else {}
     table = data.get("channel_names") or data.get("modality") or {}
     names = list(table.values()) if isinstance(table, dict) else table if isinstance(table, list) else []
     if len(names) == count:
@@ -175,16 +175,6 @@ def _channels(path: str | Path | None, given: Sequence[str] | None, count: int, 
     if names:
         report(Warn(f"{path} names {len(names)} channels, the network takes {count}: they are numbered"))
     return tuple(f"channel {n}" for n in range(count))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); give a dataset.json or labels.json") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: a JSON object {{...}} was expected, not {type(data).__name__}")
-    return data
 
 
 def _try(net: nn.Module, found: Recognised, path: Path, report: Report) -> None:

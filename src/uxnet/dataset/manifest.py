@@ -13,7 +13,6 @@ found). What is wrong with single files is for `check.check_dataset` to say.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from uxnet.errors import DatasetError, LabelsError, VolumeError
-from uxnet.io import CHANNEL_NAME, case_name, is_nifti, read_image, read_labels
+from uxnet.io import CHANNEL_NAME, case_name, is_nifti, read_image, read_json, read_labels
 from uxnet.labels import Label, Labels, labels_from_dataset_json, labels_from_dict
 
 _ENDINGS = (".nii.gz", ".nii")
@@ -98,7 +97,7 @@ def read_dataset(root: str | Path, *, group_by: str | None = None) -> Manifest:
     if not root.is_dir():
         raise DatasetError(f"{root}: there is no such folder; name the folder that holds dataset.json, or images and labels")
     description = root / "dataset.json"
-    data = _read_json(description) if description.is_file() else {}
+    data = read_json(description, DatasetError) if description.is_file() else {}
     if not description.is_file():
         layout, found = "folders", _folder_cases(root)
     elif _is_nnunet(root, data):
@@ -275,7 +274,7 @@ def _persons_by_pattern(cases: list[Case], root: Path, group_by: str) -> dict[st
 
 
 def _persons_by_table(cases: list[Case], path: Path) -> dict[str, str]:
-    data = _read_json(path)
+    data = read_json(path, DatasetError)
     table = data["subject"] if isinstance(data.get("subject"), dict) else data
     without = [case.name for case in cases if not isinstance(table.get(case.name), str | int)]
     if without:
@@ -288,7 +287,7 @@ def _labels(root: Path, data: Mapping[str, Any], cases: tuple[Case, ...]) -> Lab
     where = own if own.is_file() else root / "dataset.json"
     try:
         if own.is_file():
-            given = _read_json(own)
+            given = read_json(own, DatasetError)
             return labels_from_dataset_json(given) if "labels" in given else labels_from_dict(given)
         if data:
             return labels_from_dataset_json(data)
@@ -329,16 +328,6 @@ def _count_channels(cases: tuple[Case, ...]) -> int:
             with contextlib.suppress(VolumeError):
                 return read_image(*case.images).channels
     return usual
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: cannot be read as JSON ({error}); correct the file") from error
-    if not isinstance(data, dict):
-        raise DatasetError(f"{path}: a JSON object {{...}} was expected, not {type(data).__name__}")
-    return data
 
 
 def some(names: Iterable[str], most: int = 8) -> str:

@@ -13,6 +13,8 @@ from torch import nn
 
 from uxnet.devices import choose_device, choose_precision, in_fast_memory
 from uxnet.errors import DeviceError, ModelError
+from uxnet.networks.build import build
+from uxnet.recipe import Stage
 
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,6 +55,16 @@ class TorchEngine:
         finally:
             self.network.train(training)
         return result
+
+
+def stage_network(stage: Stage, channels: int, classes: int) -> nn.Module:
+    """The network of a recipe's stage with fresh weights, for scans of so many channels and labels of so many output channels.
+
+    Raises:
+        RecipeError: if there is no such network or its settings contradict each other.
+    """
+    settings = stage.network
+    return build(settings.name, stage.in_channels(channels), stage.out_channels(classes), stage.sampling.patch, settings.settings)
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, NDArray[Any]], name: str) -> None:

@@ -61,18 +61,12 @@ def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto
         ModelError: if the file is missing, damaged, or holds weights that do not fit its network.
         DeviceError: if this machine has no such device.
     """
-    from uxnet.inference.engine_torch import TorchEngine, load_weights  # torch takes seconds: only when something is computed
-    from uxnet.networks.build import build
+    # torch takes seconds: only when something is computed
+    from uxnet.inference.engine_torch import TorchEngine, load_weights, stage_network
 
     model, engines = read_model(Path(path)), []
     for number, stage in enumerate(model.recipe.stages):
-        network = build(
-            stage.network.name,
-            stage.in_channels(len(model.channels)),
-            stage.out_channels(model.labels.out_channels),
-            stage.sampling.patch,
-            stage.network.settings,
-        )
+        network = stage_network(stage, len(model.channels), model.labels.out_channels)
         load_weights(network, read_weights(model, number), str(path))
         engines.append(TorchEngine(network, device, precision))
     return Segmenter(model, engines)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from uxnet.errors import InputError
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -47,6 +49,21 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def read_json(path: Path, kind: type[InputError] = InputError) -> dict[str, Any]:
+    """The JSON object in a file, with or without a byte order mark.
+
+    Raises:
+        InputError: of the `kind` asked for, if it cannot be read or is no object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise kind(f"{path}: cannot be read as JSON ({error}); correct the file") from error
+    if not isinstance(data, dict):
+        raise kind(f"{path}: a JSON object {{...}} was expected, not {type(data).__name__}")
+    return data
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -21,12 +21,11 @@ from uxnet.dataset.manifest import Case, Manifest, read_dataset
 from uxnet.draw import curves
 from uxnet.errors import CheckpointError, DatasetError, RecipeError
 from uxnet.events import Note, Progress, Report, silent
-from uxnet.inference.engine_torch import TorchEngine
+from uxnet.inference.engine_torch import TorchEngine, stage_network
 from uxnet.inference.segment import segment
 from uxnet.io import atomic, read_image, write_json, write_labels
 from uxnet.labels import Label, Labels
 from uxnet.model import write_model
-from uxnet.networks.build import build
 from uxnet.recipe import Recipe, Stage, load_recipe, recipe_to_toml
 from uxnet.records import read_records
 from uxnet.training.begin import begin_from
@@ -205,13 +204,7 @@ def _labels_of(stage: Stage, labels: Labels) -> Labels:
 
 def _fresh_network(stage: Stage, manifest: Manifest) -> nn.Module:
     torch.manual_seed(stage.training.seed)
-    network = build(
-        stage.network.name,
-        stage.in_channels(len(manifest.channel_names)),
-        stage.out_channels(manifest.labels.out_channels),
-        stage.sampling.patch,
-        stage.network.settings,
-    )
+    network = stage_network(stage, len(manifest.channel_names), manifest.labels.out_channels)
     tied = getattr(network, "fixed_patch", None)
     if tied is not None and stage.window != tied:
         raise RecipeError(
