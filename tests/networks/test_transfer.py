@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import uxnet
 from uxnet.errors import CheckpointError, ModelError
+from uxnet.events import Warn
 from uxnet.model import read_model, read_weights
 from uxnet.networks.build import NETWORKS, build
 from uxnet.networks.transfer import init_from, tied_to_channels
@@ -162,7 +163,10 @@ def test_a_larger_kernel_and_other_labels(first, tiny_dataset, tiny_recipe, tmp_
     )
     manifest = uxnet.read_dataset(tiny_dataset)
     labels = replace(manifest.labels, foreground=tuple(replace(label, name=label.name + " new") for label in manifest.labels.foreground))
-    go(replace(manifest, labels=labels), recipe, tmp_path / "run", init_from=first, init_kernels="centred")
+    events = []
+    go(replace(manifest, labels=labels), recipe, tmp_path / "run", init_from=first, init_kernels="centred", report=events.append)
+    (warned,) = [event.message for event in events if isinstance(event, Warn)]
+    assert "kernel 3 there, 5 here" in warned
     told = json.loads((tmp_path / "run" / "transfer.json").read_text())["stages"][0]
     assert set(told["adapted"].values()) == {"kernel 3x3x3 to 5x5x5, centred"}
     assert {"head.weight", "head.bias"} <= set(told["fresh"])

@@ -11,10 +11,11 @@ from torch import nn
 
 from uxnet.dataset.manifest import Manifest
 from uxnet.errors import ModelError
-from uxnet.events import Note, Report
+from uxnet.events import Note, Report, Warn
 from uxnet.model import read_model, read_weights
+from uxnet.networks.build import with_size
 from uxnet.networks.transfer import init_from, tied_to_channels
-from uxnet.recipe import Recipe
+from uxnet.recipe import Network, Recipe
 
 
 def begin_from(
@@ -61,6 +62,9 @@ def begin_from(
             kernels=kernels,
         )
         report(Note(f"from {path.name}: {transfer}"))
+        if other := _other_settings(theirs.network, stage.network):
+            # Some settings leave no mark in names and shapes (SwinUNETR's patch merging), and weights mean another thing under them.
+            report(Warn(f"{path.name} has other settings of {stage.network.name}: {other}"))
         stages.append(
             {
                 "summary": str(transfer),
@@ -76,3 +80,10 @@ def begin_from(
         "summary": "; ".join(str(done["summary"]) for done in stages),
         "stages": stages,
     }
+
+
+def _other_settings(theirs: Network, ours: Network) -> str:
+    """The settings in which two recipes' networks differ, in words; empty where they agree."""
+    a, b = with_size(theirs.name, theirs.settings), with_size(ours.name, ours.settings)
+    differ = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+    return ", ".join(f"{key} {a.get(key, 'by default')} there, {b.get(key, 'by default')} here" for key in differ)
