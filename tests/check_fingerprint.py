@@ -3,6 +3,7 @@
     python tests/check_fingerprint.py uxnet_default_out5.json --network uxnet
     python tests/check_fingerprint.py swinunetr_fs48_out5.monai090.json --network swinunetr --set merging=old
 
+(A file that states its version of MONAI, as "monai", needs no such setting.)
 Prints the largest deviation, in units of the output's standard deviation; exits 1 above 1e-9, or if names or shapes do not fit.
 `rapnet` is one phase's network. How such a file is made is written in tests/support/fingerprints.py.
 """
@@ -33,7 +34,8 @@ def main(argv=None):
     given = parser.parse_args(argv)
     try:
         fingerprint = Fingerprint.read(given.file)
-        network = fingerprint.network(given.network, given.classes, given.in_channels, given.patch, settings_of(given.set))
+        settings = {**told_by(fingerprint, given.network), **settings_of(given.set)}
+        network = fingerprint.network(given.network, given.classes, given.in_channels, given.patch, settings)
         parameters = sum(p.numel() for p in network.parameters())
         worst = worst_deviation(fingerprint, network, given.network)
     except (Misfit, RecipeError, ValueError, OSError, KeyError) as error:
@@ -42,6 +44,12 @@ def main(argv=None):
     verdict = "equal" if worst < TOLERANCE else f"NOT equal (above {TOLERANCE:g})"
     print(f"{given.file}: {given.network}, {parameters:,} parameters, largest deviation {worst:.3g}: {verdict}")
     return 0 if worst < TOLERANCE else 1
+
+
+def told_by(fingerprint, name):
+    """What the file itself says of the settings: a SwinUNETR of MONAI before 1.5 merged patches the old way."""
+    version = [int(part) for part in str(fingerprint.data.get("monai", "")).split(".")[:2] if part.isdigit()]
+    return {"merging": "old"} if name == "swinunetr" and version and version < [1, 5] else {}
 
 
 def settings_of(overrides):

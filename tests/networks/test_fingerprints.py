@@ -158,6 +158,18 @@ def test_the_tool_says_equal_and_not_equal(tmp_path):
     assert "NOT equal" in said
 
 
+def test_the_tool_knows_the_patch_merging_of_a_file_that_states_its_monai():
+    old = FOLDER / "swinunetr_fs48_out5.monai090.json"
+    sys.path.insert(0, str(TOOL.parent))
+    try:
+        from check_fingerprint import told_by
+    finally:
+        sys.path.pop(0)
+    assert told_by(Fingerprint.read(old), "swinunetr") == {"merging": "old"}
+    assert told_by(Fingerprint.read(FOLDER / "swinunetr_fs48_out5.json"), "swinunetr") == {}
+    assert told_by(Fingerprint.read(FOLDER / "uxnet_default_out5.json"), "uxnet") == {}
+
+
 def test_the_tool_takes_settings_classes_channels_and_patch():
     settings = ["--set", "widths=[12,24,48,96]", "hidden=192", "--set", "block=released"]
     file = FOLDER / "uxnet_narrow12_hidden192_out5.json"

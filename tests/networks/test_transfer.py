@@ -1,6 +1,8 @@
 """Beginning with the weights of another model."""
 
 import json
+import shutil
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -175,9 +177,20 @@ def test_a_larger_kernel_and_other_labels(first, tiny_dataset, tiny_recipe, tmp_
 
 def test_a_resumed_run_needs_the_same_beginning(first, tiny_dataset, tiny_recipe, tmp_path):
     go(tiny_dataset, tiny_recipe, tmp_path / "run", init_from=first)
-    with pytest.raises(CheckpointError, match="another run"):
+    told = (tmp_path / "run" / "transfer.json").read_bytes()
+    with pytest.raises(CheckpointError, match=r"another run.*model\.uxnet"):
         go(tiny_dataset, tiny_recipe, tmp_path / "run", resume=True)
+    other = shutil.copy(first, tmp_path / "other.uxnet")
+    with zipfile.ZipFile(other, "a") as archive:
+        archive.comment = b"another file"
+    with pytest.raises(CheckpointError, match=r"another run.*model\.uxnet"):
+        go(tiny_dataset, tiny_recipe, tmp_path / "run", resume=True, init_from=other)
+    assert (tmp_path / "run" / "transfer.json").read_bytes() == told
     go(tiny_dataset, tiny_recipe, tmp_path / "run", resume=True, init_from=first)
+    go(tiny_dataset, tiny_recipe, tmp_path / "fresh")
+    with pytest.raises(CheckpointError, match=r"another run.*fresh weights"):
+        go(tiny_dataset, tiny_recipe, tmp_path / "fresh", resume=True, init_from=first)
+    assert not (tmp_path / "fresh" / "transfer.json").exists()
 
 
 def test_models_that_do_not_fit_are_refused_before_anything_begins(first, tiny_dataset, tiny_recipe, tmp_path):

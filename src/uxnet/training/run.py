@@ -93,11 +93,12 @@ def train(
     refuse_errors(inspection)
     networks = [_fresh_network(stage, manifest) for stage in recipe.stages]
     origin = begin_from(networks, recipe, manifest, Path(init_from), init_kernels, report) if init_from else None
+    _refuse_another_beginning(out, origin)
     chosen = _fold(manifest, inspection, Path(split or out / "split.json"), protocol, recipe.stages[0].training.seed, fold, report)
+    if origin is not None:
+        write_json(out / "transfer.json", origin)  # before the run counts as begun: a run that is there says what it began with
     _begin(out, recipe, resume, report)
     write_json(out / "inspection.json", inspection.to_dict())
-    if origin is not None:
-        write_json(out / "transfer.json", origin)
 
     run = _Run(recipe, manifest, chosen, out, Path(cache or out / "cache"), workers, _identity(recipe, manifest, chosen, origin), report)
     finished: list[_Finished] = []
@@ -235,6 +236,16 @@ def _refuse_another_run(out: Path, recipe: Recipe, resume: bool) -> None:
         raise CheckpointError(f"{out}: there is a run already; go on with it by --resume, or choose another folder")
     if load_recipe(file) != recipe:
         raise CheckpointError(f"{out}: the run there has another recipe ({file}); resume it with that one, or choose another folder")
+
+
+def _refuse_another_beginning(out: Path, origin: Mapping[str, Any] | None) -> None:
+    if not (out / "recipe.toml").exists():
+        return
+    file = out / "transfer.json"
+    there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if there.get("sha256") != (origin or {}).get("sha256"):
+        began = f"the weights of {there['model']}" if there else "fresh weights"
+        raise CheckpointError(f"{out}: another run is there, which began with {began}; resume it with the same, or choose another folder")
 
 
 def _begin(out: Path, recipe: Recipe, resume: bool, report: Report) -> None:
