@@ -16,6 +16,15 @@ SMALL = [
 ]
 
 
+def test_a_recipe_of_two_stages_has_curves_for_each(tmp_path, tiny_dataset):
+    overrides = ["network.settings.width=2", "sampling.patch=[16, 16, 16]", "stages.1.sampling.patch=[8, 8, 8]", "stages.1.prior.patches=2"]
+    recipe = load_recipe("hippocampus-rapnet")
+    recipe = with_overrides(recipe, [*overrides, "prepare.spacing_mm=[1, 1, 1.5]", "training.steps=20", "training.validate_every=20"])
+    page = run_demo(tmp_path / "demo", data=tiny_dataset, recipe=recipe).page.read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "A RAP-Net trained on 8 cases for 20 and 20 steps" in page
+
+
 def test_the_demo_trains_scores_and_shows_what_it_did(tmp_path):
     recipe = with_overrides(load_recipe("phantom"), SMALL)
     demo = run_demo(tmp_path, recipe=recipe, cases=5)

@@ -35,7 +35,8 @@ def run(
     Args:
         output: folder for everything.
         data: a dataset to use instead of phantoms; a fifth of its persons is held out.
-        recipe: a recipe in the box (phantom, hippocampus) or a TOML file; phantom by default, with DATASET you must choose.
+        recipe: a recipe in the box (phantom, hippocampus, hippocampus-rapnet) or a TOML file; phantom by default, with DATASET
+            you must choose.
         set: set a key of the recipe, such as training.steps=500; may be given again and again.
         device: auto, cpu, cuda, cuda:N or mps.
     """

@@ -29,7 +29,6 @@ PHANTOMS = 24
 
 _SHOWN = 4
 _CLASSIFIER = "by intensity alone"
-_NAMES = {"uxnet": "3D UX-Net"}
 
 
 @dataclass(frozen=True)
@@ -100,11 +99,9 @@ def run_demo(
     shown = _pick(network, held_out)
     pictures = _pictures(shown, manifest, recipe, out, network, intensity, phantoms)
     seconds = time.monotonic() - started
-    page = out / "index.html"
+    page, curves = out / "index.html", sorted(run.glob("**/curves.png"))  # one a stage
     with atomic(page) as temporary:
-        temporary.write_text(
-            _page(manifest, recipe, network, intensity, [pictures, run / "curves.png"], phantoms, len(split.train)), encoding="utf-8"
-        )
+        temporary.write_text(_page(manifest, recipe, network, intensity, [pictures, *curves], phantoms, len(split.train)), encoding="utf-8")
     return Demo(page, network, intensity, seconds)
 
 
@@ -173,8 +170,9 @@ def _pictures(
 
 
 def _network_name(recipe: Recipe) -> str:
-    name = recipe.stages[0].network.name
-    return _NAMES.get(name, name)
+    from uxnet.networks.build import NETWORKS
+
+    return NETWORKS[recipe.stages[0].network.name].title
 
 
 def _dice(evaluation: Evaluation, name: str) -> str:
@@ -204,6 +202,7 @@ def _page(
     baseline = dict(zip((s.name for s in intensity.classes()), intensity.classes(), strict=True)) if intensity is not None else {}
     lines = [_line(s.name, s, baseline.get(s.name)) for s in network.classes()]
     lines.append(_line("mean", network.overall(), intensity.overall() if intensity is not None else None))
+    steps = " and ".join(str(stage.training.steps) for stage in recipe.stages)
     images = "\n".join(f'<img alt="{p.stem}" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}">' for p in pictures)
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -216,7 +215,7 @@ th:first-child, td:first-child {{ text-align: left; }} tr:last-child td {{ font-
 </style>
 <h1>uxnet demo: {html.escape(manifest.name)}</h1>
 <p>{what}</p>
-<p>A {html.escape(_network_name(recipe))} trained on {trained_on} cases for {recipe.stages[0].training.steps} steps; scored on
+<p>A {html.escape(_network_name(recipe))} trained on {trained_on} cases for {steps} steps; scored on
 {len(network.cases)} cases that it was not trained on, on their own grids. Not a medical device.</p>
 <table>{head}
 {"".join(lines)}</table>
