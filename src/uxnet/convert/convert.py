@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import uxnet
 from uxnet.convert.untrusted import Checkpoint, read_checkpoint
 from uxnet.errors import InputError, LabelsError, ModelError, RecipeError, UxnetError
 from uxnet.events import Note, Report, Warn, silent
-from uxnet.io import read_json
+from uxnet.io import read_json, sha256
 from uxnet.labels import Label, Labels, Region, labels_from_dataset_json, labels_from_dict
 from uxnet.model import write_model
 from uxnet.recipe import Network, Recipe, Stage
@@ -78,7 +77,7 @@ def convert(
         "dataset": {"name": f"not known: weights from elsewhere, {checkpoint.name}"},
         "converted": {
             "file": checkpoint.name,
-            "sha256": _sha256(checkpoint),
+            "sha256": sha256(checkpoint),
             "network": found.network,
             "settings": dict(found.settings),
             "under": list(source.path),
@@ -193,8 +192,3 @@ def _try(net: nn.Module, found: Recognised, path: Path, report: Report) -> None:
         logits = net.eval()(noise)
     if not bool(torch.isfinite(logits).all()):
         raise ModelError(f"{path}: the network's answer to noise is not finite; the weights are not usable")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

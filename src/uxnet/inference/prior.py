@@ -51,8 +51,11 @@ def refine(volume: Volume, coarse: Volume, engine: Engine, stage: Stage, labels:
     found = [index for index in range(1, len(labels.foreground) + 1) if (prior == index).any()]
     indices = np.zeros(prior.shape, dtype=prior.dtype)
     best = np.full(prior.shape, 0.5, dtype=np.float32)  # a voxel belongs to a structure by more than half of its votes
+    # The image is padded once; its last channel becomes the mask of one structure after the other.
+    padded, inside = pad_to(np.concatenate((image, np.zeros_like(image[:1]))), stage.window)
     for done, index in enumerate(found, start=1):
-        share = votes(image, prior == index, engine, stage, index)
+        padded[(-1, *inside)] = prior == index
+        share = votes(padded, engine, stage, stage.prior.patches, index)[inside]
         ahead = share > best
         indices[ahead] = index
         best[ahead] = share[ahead]
@@ -60,20 +63,20 @@ def refine(volume: Volume, coarse: Volume, engine: Engine, stage: Stage, labels:
     return restore(indices, trail, labels, stage.prepare.label_interpolation)
 
 
-def votes(image: Image, mask: NDArray[np.bool_], engine: Engine, stage: Stage, index: int) -> NDArray[np.float32]:
+def votes(padded: Image, engine: Engine, stage: Stage, patches: int, index: int) -> NDArray[np.float32]:
     """The share of the patches over each voxel that say it is the structure; 0 where no patch lies.
 
     Args:
-        image: (C, I, J, K), prepared.
-        mask: (I, J, K), where the stage before found the structure; not empty.
+        padded: (C + 1, I, J, K), prepared, no side smaller than the patch's; the last channel is the mask of where the stage before
+            found the structure, not empty.
+        patches: how many are drawn.
         index: of the structure; it and nothing else decides which voxels the patches are drawn around.
     """
     patch: Shape = stage.window
-    padded, inside = pad_to(np.concatenate((image, mask[np.newaxis].astype(np.float32))), patch)
     shape = padded.shape[1:]
     voxels = np.argwhere(padded[-1] > 0)
     rng = np.random.default_rng((_SEED, index))
-    chosen = voxels[rng.integers(len(voxels), size=stage.prior.patches if stage.prior else 1)]
+    chosen = voxels[rng.integers(len(voxels), size=patches)]
     # Near an edge many voxels have the same patch: it is computed once, and its vote counts as often.
     starts = Counter(start_around(voxel, shape, patch) for voxel in chosen)
     said, asked = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
@@ -86,4 +89,4 @@ def votes(image: Image, mask: NDArray[np.bool_], engine: Engine, stage: Stage, i
             said[box] += times * (one[1] > one[0])
             asked[box] += times
     share: NDArray[np.float32] = np.divide(said, asked, out=np.zeros_like(said), where=asked > 0)
-    return share[inside]
+    return share

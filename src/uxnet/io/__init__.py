@@ -1,6 +1,6 @@
 """Files to volumes and back. The file formats' own axis orders and header fields are known here and nowhere else."""
 
-from uxnet.io.files import atomic, read_json, write_json
+from uxnet.io.files import atomic, read_json, sha256, write_json
 from uxnet.io.nifti import CHANNEL_NAME, case_name, is_nifti, read_geometry, read_image, read_labels, write_image, write_labels
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "read_image",
     "read_json",
     "read_labels",
+    "sha256",
     "write_image",
     "write_json",
     "write_labels",

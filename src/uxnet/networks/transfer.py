@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from uxnet.errors import ModelError
 from uxnet.networks.blocks import PerAxis
 from uxnet.networks.build import build
+from uxnet.networks.weights import some
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Transfer:
         for what, names in (("adapted", self.adapted), ("fresh", self.fresh)):
             if names:
                 reasons = sorted(set(names.values()))
-                parts.append(f"{len(names)} {what} ({'; '.join(reasons)}: {_some(list(names))})")
+                parts.append(f"{len(names)} {what} ({'; '.join(reasons)}: {some(list(names), 3)})")
         if self.skipped:
-            parts.append(f"{len(self.skipped)} of the other network skipped ({_some(list(self.skipped))})")
+            parts.append(f"{len(self.skipped)} of the other network skipped ({some(list(self.skipped), 3)})")
         return ", ".join(parts)
 
 
@@ -146,7 +147,3 @@ def _grown(source: Tensor, weight: Tensor, how: str) -> Tensor:
 
 def _sides(weight: Tensor) -> str:
     return "x".join(str(int(side)) for side in weight.shape[2:])
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from torch import nn
 from uxnet.dataset.manifest import Manifest
 from uxnet.errors import ModelError
 from uxnet.events import Note, Report, Warn
+from uxnet.io import sha256
 from uxnet.model import read_model, read_weights
 from uxnet.networks.build import with_size
 from uxnet.networks.transfer import init_from, tied_to_channels
@@ -76,7 +76,7 @@ def begin_from(
         )
     return {
         "model": path.name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": sha256(path),
         "summary": "; ".join(str(done["summary"]) for done in stages),
         "stages": stages,
     }
