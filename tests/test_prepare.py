@@ -7,10 +7,12 @@ from grids import FEW, ORIENTATIONS, SPACINGS, affines, centres, shapes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uxnet.decide import restore_logits as restore_pieces
 from uxnet.errors import VolumeError
 from uxnet.geometry import Box, Geometry, full_box
+from uxnet.intensity import normalise
 from uxnet.labels import Label, Labels, Region
-from uxnet.prepare import normalise, prepare, prepare_labels, restore, restore_logits
+from uxnet.prepare import prepare, prepare_labels, restore
 from uxnet.recipe import Intensity, Preparation
 from uxnet.volume import Volume
 
@@ -25,6 +27,12 @@ def some_indices(shape, seed=0, highest=3):
 
 def one_hot(indices, channels):
     return np.stack([(indices == n).astype(np.float32) for n in range(channels)])
+
+
+def restore_logits(logits, trail, labels):
+    """All the logits as one piece."""
+    logits = np.asarray(logits, dtype=np.float32)
+    return restore_pieces([(full_box(logits.shape[1:]), logits)], trail, labels)
 
 
 def blob(geometry, centre_mm, radius_mm):

@@ -8,7 +8,7 @@ import pytest
 import uxnet
 
 ORDER = [
-    "errors", "events", "geometry", "labels", "volume", "networks", "devices", "recipe", "io", "prepare", "model", "convert", "draw",
+    "errors", "events", "geometry", "labels", "volume", "networks", "devices", "recipe", "io", "resample", "intensity", "prepare", "decide", "model", "convert", "draw",
     "records", "jobs", "augment", "dataset", "inference", "evaluation", "training", "experiments", "cli",
 ]  # fmt: skip
 """Each room may import itself and what stands before it."""
@@ -25,6 +25,7 @@ LIBRARIES = {
     "nibabel": ["io"],
     "tyro": ["cli"],
     "rich": ["cli"],
+    "ray": ["jobs()"],
 }
 
 TORCHES_OWN = ("networks", "devices", "augment", "training", "inference/engine_torch.py")

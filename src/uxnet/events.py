@@ -34,7 +34,15 @@ class Warn:
     message: str
 
 
-Event = Progress | Note | Warn
+@dataclass(frozen=True)
+class Spent:
+    """Time that a part of the work took ("read", "prepare", "network", "stitch", "restore", "write"), in seconds."""
+
+    part: str
+    seconds: float
+
+
+Event = Progress | Note | Warn | Spent
 Report = Callable[[Event], None]
 
 

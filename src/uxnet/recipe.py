@@ -229,12 +229,14 @@ class Inference:
     overlap: the least share of a side that neighbours have in common.
     blending: how much each voxel of a window counts.
     batch: windows computed at a time.
+    skip_air: windows that hold nothing above `prepare.crop_above` are not computed, and are background.
     """
 
     patch: tuple[int, ...] = ()
     overlap: float = 0.5
     blending: Literal["gaussian", "constant"] = "gaussian"
     batch: int = 1
+    skip_air: bool = False
 
     def __post_init__(self) -> None:
         _check(0 <= self.overlap < 1, "overlap", "must lie within 0..1, below 1")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from uxnet.events import Event, Note, Progress, Report
+from uxnet.events import Event, Note, Progress, Report, Warn
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +50,7 @@ def reporting(console: Console, lines: bool = True) -> Iterator[Report]:
                     console.print(f"{event.task} {event.done}/{event.total}  {shown(event.values)}", soft_wrap=True, highlight=False)
             elif isinstance(event, Note):
                 console.print(escape(event.message), soft_wrap=True, highlight=False)
-            else:
+            elif isinstance(event, Warn):
                 console.print(f"[yellow]warning:[/] {escape(event.message)}", soft_wrap=True, highlight=False)
 
         yield report

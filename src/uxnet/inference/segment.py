@@ -2,25 +2,69 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from uxnet.events import Report, silent
+import numpy as np
+from numpy.typing import NDArray
+
+from uxnet.decide import background_logits, restore_logits
+from uxnet.events import Report, Spent, silent
 from uxnet.inference.prior import refine
-from uxnet.inference.stitch import Engine, stitch
+from uxnet.inference.stitch import Engine, Keep, stitch
 from uxnet.labels import Labels
-from uxnet.prepare import prepare, restore_logits
-from uxnet.recipe import Stage
-from uxnet.volume import Volume
+from uxnet.prepare import Trail, prepare, rule_of_air
+from uxnet.recipe import Inference, Stage
+from uxnet.volume import Image, Volume
 
 
-def segment(volume: Volume, engines: Sequence[Engine], stages: Sequence[Stage], labels: Labels, report: Report = silent) -> Volume:
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A scan and what its first network sees of it: the prepared image (C, I, J, K) float32 and the trail back."""
+
+    volume: Volume
+    image: Image
+    trail: Trail
+
+
+def make_ready(volume: Volume, stage: Stage, threads: int = 1, report: Report = silent) -> Ready:
+    """A scan, prepared as the first stage asks.
+
+    Raises:
+        VolumeError: if the scan's channels do not fit the recipe.
+    """
+    started = time.perf_counter()
+    image, trail = prepare(volume, stage.prepare, threads)
+    report(Spent("prepare", time.perf_counter() - started))
+    return Ready(volume, image, trail)
+
+
+def segment(
+    scan: Volume | Ready,
+    engines: Sequence[Engine],
+    stages: Sequence[Stage],
+    labels: Labels,
+    report: Report = silent,
+    *,
+    threads: int = 1,
+    batch: int | None = None,
+    keep: Keep = "memory",
+    probabilities: NDArray[np.uint8] | None = None,
+) -> Volume:
     """The label map of a scan, on the scan's own grid.
 
+    There is never an array of all classes at the size of the scan: pieces of logits are decided as they are finished.
+
     Args:
-        volume: an image, (C, I, J, K).
+        scan: an image, (C, I, J, K), or one that is prepared already.
         engines: compute the stages' networks.
         stages: preparation, patch and windows of each; every stage after the first is guided by the labels of the one before.
         labels: what the networks' channels mean.
+        threads: for what surrounds the engines.
+        batch: windows computed at a time; the recipe's if it is not given.
+        keep: where the logits that wait for later windows are kept.
+        probabilities: filled with the first stage's probabilities times 255, (out_channels, I, J, K) on the scan's own grid.
 
     Returns:
         (1, I, J, K) values of the smallest integer type, on exactly the scan's geometry.
@@ -28,9 +72,39 @@ def segment(volume: Volume, engines: Sequence[Engine], stages: Sequence[Stage], 
     Raises:
         VolumeError: if the scan's channels do not fit the recipe.
     """
-    image, trail = prepare(volume, stages[0].prepare)
-    logits = stitch(image, engines[0], stages[0].window, stages[0].inference, report)
-    found = restore_logits(logits, trail, labels)
-    for stage, engine in zip(stages[1:], engines[1:], strict=True):
-        found = refine(volume, found, engine, stage, labels, report)
+    stage = stages[0]
+    ready = scan if isinstance(scan, Ready) else make_ready(scan, stage, threads, report)
+    needed = rule_of_air(ready.volume, ready.trail, stage.prepare) if stage.inference.skip_air else None
+    pieces = stitch(
+        ready.image,
+        engines[0],
+        stage.window,
+        stage.inference,
+        stage.out_channels(labels.out_channels),
+        batch=batch,
+        keep=keep,
+        needed=needed,
+        nothing=background_logits(labels),
+        report=report,
+    )
+    found = restore_logits(pieces, ready.trail, labels, probabilities=probabilities, threads=threads, report=report)
+    for following, engine in zip(stages[1:], engines[1:], strict=True):
+        found = refine(ready.volume, found, engine, following, labels, report)
     return found
+
+
+def with_inference(stages: Sequence[Stage], *, overlap: float | None = None, skip_air: bool | None = None) -> tuple[Stage, ...]:
+    """The stages with what a caller wants otherwise than the recipe; None leaves the recipe's.
+
+    Raises:
+        RecipeError: if the overlap is not within 0..1.
+    """
+
+    def changed(inference: Inference) -> Inference:
+        return replace(
+            inference,
+            overlap=inference.overlap if overlap is None else overlap,
+            skip_air=inference.skip_air if skip_air is None else skip_air,
+        )
+
+    return tuple(replace(stage, inference=changed(stage.inference)) for stage in stages)
