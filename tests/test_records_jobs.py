@@ -1,17 +1,26 @@
 import functools
+import itertools
 import json
+import multiprocessing
 import os
+import random
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from job_units import count, make_meeting, meet, plain, unit, unmakeable
 
-from uxnet.errors import UxnetError, VolumeError
+from uxnet.errors import Cancelled, InputError, UxnetError, VolumeError
+from uxnet.events import Note, Progress
 from uxnet.geometry import Geometry
 from uxnet.io import read_geometry
-from uxnet.jobs import work
+from uxnet.jobs import shard, work
 from uxnet.records import append_record, keep_records, read_records
 
 # Records
@@ -62,7 +71,7 @@ def test_records_are_kept_by_what_they_say(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-# Jobs. Other processes find their functions by import, so the functions are uxnet's own and the standard library's.
+# Jobs. Other processes find their functions by import: they are uxnet's own, the standard library's, and those of support/job_units.py.
 
 
 @pytest.fixture
@@ -125,3 +134,160 @@ def test_a_process_that_dies_does_not_take_the_others_with_it():
     finished = list(work(signal.raise_signal, [0, 0, signal.SIGKILL, 0, 0, 0], 2))  # signal 0 does nothing
     assert sorted(f.item for f in finished) == [0, 0, 0, 0, 0, 9]
     assert [f.item for f in finished if f.error is not None] == [9]
+
+
+def test_all_who_die_are_named_and_all_others_done(tmp_path):
+    marks = [tmp_path / str(n) for n in range(2)]
+    items = [*map(str, range(10)), f"die-once {marks[0]}", "die", *map(str, range(10, 20)), f"die-once {marks[1]}", "exit 3"]
+    random.Random(0).shuffle(items)
+    finished = {f.item: f for f in work(plain, items, 3)}
+    assert sorted(finished) == sorted(items)
+    assert {i for i, f in finished.items() if f.error} == {"die", "exit 3"}
+    assert "exit code 3" in str(finished["exit 3"].error)
+    assert "SIGKILL" in str(finished["die"].error)
+    assert all(finished[f"die-once {mark}"].result == "survived" for mark in marks)
+    assert all(finished[str(n)].result == str(n) for n in range(20))
+
+
+def test_more_bad_units_than_a_hopeless_beginning_has_are_still_only_bad_units():
+    finished = list(work(plain, ["0", *["exit 1"] * 13], 2))
+    assert [f.item for f in finished if not f.error] == ["0"]
+    assert sum(f.error is not None for f in finished) == 13
+
+
+def test_when_nothing_but_deaths_comes_it_is_given_up():
+    with pytest.raises(UxnetError, match="died over"):
+        list(work(plain, ["exit 1"] * 40, 2))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_the_state_is_made_once_a_worker_and_what_units_tell_is_heard_here(tmp_path, workers):
+    heard = []
+    finished = list(work(unit, list("abcdef"), workers, start=functools.partial(count, tmp_path), report=heard.append))
+    assert sorted(f.result[1] for f in finished) == list("abcdef")
+    made = {p.name for p in tmp_path.iterdir()}
+    assert {f.result[0] for f in finished} <= made
+    assert 1 <= len(made) <= max(1, workers)
+    assert {name.split(".")[1] == str(os.getpid()) for name in made} == {workers == 0}
+    assert sum(event == Progress("steps", 1, 2) for event in heard) == 6
+    assert sorted(e.message for e in heard if isinstance(e, Note)) == [*(f"doing {c}" for c in "abcdef"), *["made"] * len(made)]
+
+
+def test_after_a_death_the_state_is_made_anew(tmp_path):
+    (tmp_path / "states").mkdir()
+    start = functools.partial(count, tmp_path / "states")
+    finished = list(work(unit, ["a", f"die-once {tmp_path / 'mark'}", "b"], 1, start=start))
+    assert sorted(f.result[1] for f in finished) == ["a", "b", "survived"]
+    assert len(list((tmp_path / "states").iterdir())) >= 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_state_that_cannot_be_made_is_raised(workers):
+    with pytest.raises(UxnetError, match="no state can be made of this"):
+        list(work(unit, ["a", "b"], workers, start=unmakeable))
+
+
+def test_two_units_abreast_are_in_hand_at_the_same_time():
+    finished = list(work(meet, range(4), 1, start=make_meeting, abreast=2))
+    assert len({f.result for f in finished}) == 1
+    assert all(f.result != os.getpid() for f in finished)
+
+
+def test_units_that_were_lost_with_a_neighbour_abreast_are_done(tmp_path):
+    start = functools.partial(count, tmp_path)
+    finished = {f.item: f for f in work(unit, ["a", "die", "b", "bad luck", "c"], 1, start=start, abreast=2)}
+    assert {i for i, f in finished.items() if f.error} == {"die", "bad luck"}
+    assert "luck is bad" in str(finished["bad luck"].error)
+
+
+@pytest.mark.parametrize(
+    ("item", "kind", "words"),
+    [
+        ("defect x", KeyError, "x"),
+        ("broken x", RuntimeError, "Unsendable: x"),
+        ("closure x", Exception, "pickle"),
+        ("leave 3", RuntimeError, "SystemExit: 3"),
+    ],
+)
+def test_defects_come_back_with_where_they_were_raised(item, kind, words):
+    with pytest.raises(kind, match=words) as raised:
+        list(work(plain, ["a", item, "b"], 2))
+    assert any("In a worker process:" in note and "Traceback" in note for note in raised.value.__notes__)
+    assert not multiprocessing.active_children()
+
+
+def test_whoever_stops_listening_leaves_no_process(tmp_path):
+    units = work(unit, [*"ab", f"wait {tmp_path / 'waiting'}", *"cd"], 2, start=functools.partial(count, tmp_path))
+    assert next(units).result[1] in "ab"
+    assert multiprocessing.active_children()
+    units.close()
+    assert not multiprocessing.active_children()
+
+
+def test_a_cancellation_leaves_no_process(tmp_path):
+    def stop(event):
+        if event == Note(f"doing wait {tmp_path / 'waiting'}"):
+            raise Cancelled
+
+    units = work(unit, ["a", f"wait {tmp_path / 'waiting'}", "b"], 2, start=functools.partial(count, tmp_path), report=stop)
+    with pytest.raises(Cancelled):
+        list(units)
+    assert not multiprocessing.active_children()
+
+
+def test_whoever_is_killed_leaves_no_process(tmp_path):
+    waiting = [tmp_path / "0", tmp_path / "1"]
+    code = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from uxnet.jobs import shard, work
+from job_units import plain
+if __name__ == "__main__":
+    list(work(plain, {[f"wait {path}" for path in waiting]!r}, 2))
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    with subprocess.Popen([sys.executable, str(script)]) as caller:
+        try:
+            until(lambda: all(path.exists() and path.read_text() for path in waiting))
+            workers = [int(path.read_text()) for path in waiting]
+            assert all(map(alive, workers))
+        finally:
+            caller.kill()
+    until(lambda: not any(map(alive, workers)))
+
+
+def until(condition):
+    """Waits for what must come; nothing is said about when."""
+    ends = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < ends, "it never came"
+        time.sleep(0.02)
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # A process that has ended and that nobody has asked about is none.
+    stat = Path(f"/proc/{process}/stat")
+    return not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+# Shards
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7, 12])
+def test_shards_are_disjoint_and_together_everything(parts):
+    items = [f"case {n}" for n in range(10)]
+    taken = [shard(items, f"{part}/{parts}") for part in range(1, parts + 1)]
+    assert sorted(itertools.chain(*taken)) == sorted(items)
+    assert max(map(len, taken)) - min(map(len, taken)) <= 1
+    assert taken[0] == items[::parts]
+
+
+@pytest.mark.parametrize("which", ["0/4", "5/4", "a", "", "1", "1/0", "0/0", "-1/4", "1/4/2", "1.5/4", "1/ 4", "1/4\n"])
+def test_what_is_no_shard(which):
+    with pytest.raises(InputError, match="is no shard; write i/n"):
+        shard(range(10), which)

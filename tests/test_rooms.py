@@ -8,8 +8,9 @@ import pytest
 import uxnet
 
 ORDER = [
-    "errors", "events", "geometry", "labels", "volume", "networks", "devices", "recipe", "io", "resample", "intensity", "prepare", "decide", "model", "convert", "draw",
-    "records", "jobs", "augment", "dataset", "inference", "evaluation", "training", "experiments", "cli",
+    "errors", "events", "geometry", "labels", "volume", "networks", "devices", "recipe", "io", "resample", "intensity", "prepare",
+    "decide", "model", "convert", "draw", "records", "jobs", "augment", "dataset", "inference", "evaluation", "training",
+    "experiments", "cli",
 ]  # fmt: skip
 """Each room may import itself and what stands before it."""
 
@@ -18,17 +19,29 @@ ONLY = {"networks": {"errors", "networks"}}
 
 # Where each library may be imported; a trailing "()" means inside functions only.
 LIBRARIES = {
-    "torch": ["networks", "devices", "augment", "training", "inference/engine_torch.py", "experiments()", "convert()", "cli()"],
+    "torch": [
+        "networks",
+        "devices",
+        "augment",
+        "training",
+        "inference/engine_torch.py",
+        "inference/graph.py",
+        "experiments()",
+        "convert()",
+        "cli()",
+    ],
     "monai": ["networks", "training/losses.py"],
     "lightning_fabric": ["training/engine.py"],
     "matplotlib": ["draw"],
     "nibabel": ["io"],
     "tyro": ["cli"],
     "rich": ["cli"],
+    "openvino": ["inference/openvino.py", "inference/graph.py"],
+    "psutil": ["inference/memory.py"],
     "ray": ["jobs()"],
 }
 
-TORCHES_OWN = ("networks", "devices", "augment", "training", "inference/engine_torch.py")
+TORCHES_OWN = ("networks", "devices", "augment", "training", "inference/engine_torch.py", "inference/graph.py")
 """Rooms whose import is an import of torch: others may name them inside functions only."""
 
 SOURCE = Path(uxnet.__file__).parent

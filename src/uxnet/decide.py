@@ -29,7 +29,7 @@ Piece = tuple[Box, Logits]
 """Finished logits, (C, *box.shape), of a box of the prepared grid. Neighbouring pieces have one plane of voxels in common, so that what
 lies between them can be interpolated; together they cover the grid."""
 
-_WORK = 4_000_000  # numbers that are in work at once on each thread
+_WORK = 2_000_000  # numbers that are in work at once on each thread
 _SURE = 30.0
 _SPARSE = 0.15  # a share of voxels to interpolate beyond which whole slabs are quicker
 
@@ -84,7 +84,7 @@ def restore_logits(
     for box, logits in pieces:
         started = time.perf_counter()
         _expect(box, logits, trail)
-        slabs = _slabs(box, trail.box.shape, lines, 1 if probs is None else len(logits))
+        slabs = _slabs(box, trail.box.shape, lines, len(logits), probs is not None)
 
         def decide_slab(slab: _Slab, box: Box = box, logits: Logits = logits) -> None:
             part = logits[(slice(None), *slab.source(box))]
@@ -160,7 +160,7 @@ def _lines(trail: Trail, where: Box) -> list[_Lines]:
     return lines
 
 
-def _slabs(box: Box, grid: tuple[int, ...], lines: list[_Lines], channels: int) -> list[_Slab]:
+def _slabs(box: Box, grid: tuple[int, ...], lines: list[_Lines], channels: int, all_channels: bool) -> list[_Slab]:
     """What a piece decides: every centre between two of its voxels, and none twice, though pieces share a plane."""
     ends = []
     for line, start, stop, side in zip(lines, box.start, box.stop, grid, strict=True):
@@ -169,7 +169,10 @@ def _slabs(box: Box, grid: tuple[int, ...], lines: list[_Lines], channels: int) 
     if any(a >= b for a, b in ends):
         return []
     voxels = math.prod(int(b - a) for a, b in ends[1:])
-    step = max(1, _WORK // (voxels * channels))
+    # A prepared voxel counts with all its channels, whatever the spacing: they are what is copied where a slab is interpolated.
+    density = len(lines[0].low) / grid[0]
+    sources = channels * math.prod(box.shape[1:]) / density
+    step = max(1, int(_WORK / max(voxels * (channels if all_channels else 1), sources)))
     slabs = []
     for first in range(int(ends[0][0]), int(ends[0][1]), step):
         target = (slice(first, min(first + step, int(ends[0][1]))), *(slice(int(a), int(b)) for a, b in ends[1:]))

@@ -8,6 +8,7 @@
     |-- LabelsError          a set of labels that contradicts itself, or values outside it
     |-- RecipeError          a recipe with a wrong key or value; names the key
     |-- DeviceError          a device or precision that this machine does not have
+    |-- MemoryLimitError     a limit of memory within which the work cannot be done; says what would do
     |-- TrainingError        a run that cannot go on; says at which step and why
     |   `-- CheckpointError  a checkpoint that is missing, damaged or of another run
     `-- Cancelled            someone asked to stop
@@ -48,6 +49,10 @@ class RecipeError(UxnetError):
 
 class DeviceError(UxnetError):
     """A device or precision was asked for that this machine does not have."""
+
+
+class MemoryLimitError(UxnetError):
+    """Work cannot be done within the memory that it may take; the message says what would do."""
 
 
 class TrainingError(UxnetError):

@@ -2,7 +2,14 @@
 
 NAME.uxnet
 |-- model.json               schema version, recipe, labels, channels, stages, provenance, engine variants
-`-- weights/STAGE.safetensors
+|-- weights/STAGE.safetensors
+`-- variants/STAGE-PRECISION.xml, .bin    a stage's network in another form: an OpenVINO graph, quantised to int8
+
+A variant's graph is OpenVINO's IR: XML that names operations, and a block of numbers. What it can do: compute with any of OpenVINO's own
+operations, so a malicious one may take memory and time without end, and whatever errors OpenVINO's C++ reader has, it can reach. What it
+cannot: bring code along (operations outside OpenVINO's own sets come from extension libraries, which nobody here loads) or name other
+files (its numbers are offsets into the block that is handed over with it). The hashes notice damage and parts that were swapped, before
+OpenVINO sees a byte; they do not vouch for whoever wrote the file. Without `--precision int8` no variant is read.
 """
 
 from __future__ import annotations
@@ -30,6 +37,8 @@ from uxnet.labels import Labels, labels_from_dict
 from uxnet.recipe import Recipe, recipe_from_dict, recipe_to_dict
 
 SCHEMA = 1
+_ENGINE = "openvino"  # the only one that has variants
+_VARIANT = {"engine", "precision", "stage", "window", "files", "weights_sha256"}
 Weights = Mapping[str, NDArray[Any]]
 
 # What zipfile raises over damaged bytes, RuntimeError for a part that calls itself encrypted or oddly compressed.
@@ -99,7 +108,7 @@ def write_model(
         "variants": [],
     }
     with atomic(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        _add(archive, "model.json", json.dumps(description, indent=1, ensure_ascii=False).encode())
+        _add(archive, "model.json", _as_json(description))
         for name, blob in blobs.items():
             _add(archive, name, blob)
 
@@ -141,6 +150,111 @@ def read_weights(model: Model, stage: int = 0) -> dict[str, NDArray[Any]]:
     if not intact:
         raise ModelError(f"{model.path}: the weights of stage {stage} are not those that were written (sha256 differs); copy the file anew")
     return tensors
+
+
+def variants(model: Model) -> list[Mapping[str, Any]]:
+    """The other forms of its networks that a model file holds, as model.json declares them.
+
+    Each has `engine`, `precision`, `stage`, `window`, `files` (xml and bin, each a name and its sha256), `weights_sha256` (of the
+    weights it was made from), `made_with` (versions), `calibration` and `dice` (what it costs).
+
+    Raises:
+        ModelError: if they are not declared as they should be.
+    """
+    declared = model.description.get("variants", [])
+    if not isinstance(declared, list) or not all(isinstance(one, dict) and one.keys() >= _VARIANT for one in declared):
+        raise ModelError(f"{model.path}: its model.json does not declare its variants as expected; copy the file anew")
+    return declared
+
+
+def read_variant(model: Model, precision: str, stage: int = 0) -> tuple[bytes, bytes]:
+    """The OpenVINO graph of a stage in some precision, checked against the declared hashes.
+
+    Args:
+        precision: "int8".
+        stage: number of the stage, from 0.
+
+    Returns:
+        The XML and the block of numbers that go to `openvino.Core().read_model`.
+
+    Raises:
+        ModelError: if there is none, it is damaged, is for other windows than the recipe's, or was made from other weights.
+    """
+    found = [one for one in variants(model) if _identity(one) == (_ENGINE, precision, stage)]
+    if not found:
+        held = ", ".join(sorted({str(one["precision"]) for one in variants(model) if one["stage"] == stage})) or "none"
+        raise ModelError(
+            f"{model.path}: it holds no {precision} variant of stage {stage} (there: {held}); make one with "
+            f"`uxnet quantise {model.path} --data DATASET`, or take another precision"
+        )
+    variant, name = found[-1], f"{precision} variant of stage {stage}"
+    try:
+        weights, window = model.description["stages"][stage]["sha256"], model.recipe.stages[stage].window
+        files = [variant["files"][part] for part in ("xml", "bin")]
+        with zipfile.ZipFile(model.path) as archive:
+            xml, numbers = (archive.read(file["name"]) for file in files)
+        intact = all(hashlib.sha256(blob).hexdigest() == file["sha256"] for blob, file in zip((xml, numbers), files, strict=True))
+    except (IndexError, *_DAMAGE) as error:
+        raise ModelError(f"{model.path}: the {name} cannot be read, the file is damaged ({error}); copy it anew") from error
+    if not intact:
+        raise ModelError(f"{model.path}: the {name} is not the one that was written (sha256 differs); copy the file anew")
+    if variant["weights_sha256"] != weights:
+        raise ModelError(f"{model.path}: its {name} was made from other weights; quantise the model again")
+    if variant["window"] != list(window):
+        raise ModelError(
+            f"{model.path}: its {name} computes windows of {_sides(variant['window'])}, its recipe asks for {_sides(window)}; "
+            "quantise the model again"
+        )
+    return xml, numbers
+
+
+def with_variants(path: Path, out: Path, new: Sequence[tuple[Mapping[str, Any], bytes, bytes]]) -> None:
+    """Writes a model file with more variants, whole or not at all. Older ones of the same precision and stage are left out.
+
+    All other parts are taken over byte for byte.
+
+    Args:
+        path: the model as it is.
+        out: the file to write, which may be the same.
+        new: of each what it is (plain JSON values, see `variants`; `engine` and `files` are filled in here), and the two files of its
+            OpenVINO graph, XML and numbers.
+
+    Raises:
+        ModelError: if the model cannot be read.
+    """
+    model = read_model(path)
+    declared, blobs = [], {}
+    for variant, xml, numbers in new:
+        files = {}
+        for part, blob in (("xml", xml), ("bin", numbers)):
+            name = f"variants/{variant['stage']}-{variant['precision']}.{part}"
+            blobs[name] = blob
+            files[part] = {"name": name, "sha256": hashlib.sha256(blob).hexdigest()}
+        declared.append({**variant, "engine": _ENGINE, "files": files})
+    replaced = [_identity(one) for one in declared]
+    kept = [one for one in variants(model) if _identity(one) not in replaced]
+    description = {**model.description, "variants": [*kept, *declared]}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = {part: archive.read(part) for part in archive.namelist()}
+    except _DAMAGE as error:
+        raise ModelError(f"{path}: cannot be read to its end, the file is damaged ({error}); copy it anew") from error
+    parts |= {"model.json": _as_json(description), **blobs}
+    with atomic(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for part, blob in parts.items():
+            _add(archive, part, blob)
+
+
+def _identity(variant: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (variant["engine"], variant["precision"], variant["stage"])
+
+
+def _sides(window: Sequence[int]) -> str:
+    return " x ".join(map(str, window))
+
+
+def _as_json(description: Mapping[str, Any]) -> bytes:
+    return json.dumps(description, indent=1, ensure_ascii=False).encode()
 
 
 def _description(path: Path) -> dict[str, Any]:

@@ -185,39 +185,6 @@ def test_the_public_surface():
 # ---- the verbs
 
 
-def test_predict_then_evaluate(capsys, tmp_path, tiny_model):
-    folder = tmp_path / "in [1]"
-    for n in range(2):
-        scan(folder / f"case {n}.nii.gz", seed=n)
-    (folder / "broken.nii.gz").write_bytes(b"nothing")
-    out = tmp_path / "out [b]"
-    assert run("predict", tiny_model(), folder, "-o", out, "--device", "cpu") == 1
-    said = capsys.readouterr()
-    assert f"2 of 3 scans segmented into {out}" in said.out
-    assert "failed: broken" in said.out
-    assert "broken.nii.gz" in said.err
-    assert {p.name for p in out.iterdir()} == {"case 0.nii.gz", "case 1.nii.gz", "labels.json", "predict.json"}
-    # A second time it is refused, unless asked for.
-    assert run("predict", tiny_model(), folder / "case 0.nii.gz", "-o", out) == 1
-    assert "--overwrite" in capsys.readouterr().err
-    assert run("predict", tiny_model(), folder / "case 0.nii.gz", "-o", out, "--overwrite") == 0
-    capsys.readouterr()
-    # What it wrote is what `evaluate` reads, the names of the classes with it.
-    assert run("evaluate", out / "case 0.nii.gz", out / "case 0.nii.gz", "--labels", out / "labels.json", "-o", tmp_path / "m.json") == 0
-    assert "bright" in capsys.readouterr().out
-
-
-def test_predict_with_a_manifest(capsys, tmp_path, tiny_model):
-    scan(tmp_path / "t1.nii.gz", seed=1)
-    scan(tmp_path / "t2.nii.gz", seed=2)
-    (tmp_path / "scans.json").write_text(json.dumps({"patient 1": ["t1.nii.gz", "t2.nii.gz"]}))
-    assert run("predict", tiny_model(2), tmp_path / "scans.json", "-o", tmp_path / "out") == 0
-    assert (tmp_path / "out" / "patient 1.nii.gz").is_file()
-    scan(tmp_path / "p_0000.nii.gz")
-    assert run("predict", tiny_model(2), tmp_path / "p_0000.nii.gz", "-o", tmp_path / "other") == 1
-    assert "channel 0001 of the scan p is missing" in capsys.readouterr().err
-
-
 def test_info(capsys, tiny_model):
     assert run("info", tiny_model()) == 0
     out = capsys.readouterr().out

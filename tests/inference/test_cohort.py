@@ -1,16 +1,25 @@
 import json
+import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from uxnet.errors import Cancelled, InputError, ModelError
+from uxnet.errors import Cancelled, DeviceError, InputError, ModelError, VolumeError
 from uxnet.events import Note, Progress, Warn
 from uxnet.inference.cohort import Scan, find_scans, predict
+from uxnet.inference.ledger import making
 from uxnet.inference.segmenter import load_model
+from uxnet.inference.settings import Settings
+from uxnet.inference.unit import Desk, Unit, do_scan
 from uxnet.labels import labels_from_dict
+from uxnet.records import append_record
 
+PLAIN = Settings(device="cpu", precision="float32")
 OBLIQUE = np.array([[0.0, -1.9, 0.3, 11], [1.1, 0, 0.1, -7], [0.05, 0.2, 2.5, 3], [0, 0, 0, 1]])
 
 
@@ -136,7 +145,13 @@ def test_outputs_are_named_after_inputs_and_lie_on_their_grids(segmenter, tmp_pa
     inputs = [scan(tmp_path / "in" / "a b.nii.gz"), scan(tmp_path / "in" / "c.nii", (9, 30, 5), 1, sform=0, dtype=np.float32)]
     events = []
     outcomes = predict(segmenter, find_scans([tmp_path / "in"], 1), tmp_path / "out", report=events.append)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a b.nii.gz", "c.nii.gz", "labels.json", "predict.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "a b.nii.gz",
+        "c.nii.gz",
+        "labels.json",
+        "predict.json",
+        "predict.jsonl",
+    ]
     assert [(o.name, o.error) for o in outcomes] == [("a b", ""), ("c", "")]
     for path, outcome in zip(inputs, outcomes, strict=True):
         assert outcome.files == (str(path),)
@@ -154,7 +169,7 @@ def test_outputs_are_named_after_inputs_and_lie_on_their_grids(segmenter, tmp_pa
     listed = json.loads((tmp_path / "out" / "predict.json").read_text())["scans"]
     assert [entry["output"] for entry in listed] == [str(tmp_path / "out" / "a b.nii.gz"), str(tmp_path / "out" / "c.nii.gz")]
     assert all(entry["seconds"] > 0 for entry in listed)
-    assert sum(isinstance(e, Note) for e in events) == 2
+    assert sum(isinstance(e, Note) and " -> " in e.message for e in events) == 2
     assert [(e.done, e.total) for e in events if isinstance(e, Progress) and e.task == "scans"] == [(1, 2), (2, 2)]
 
 
@@ -203,8 +218,8 @@ def test_a_bad_file_does_not_stop_the_rest(segmenter, two_channels, tmp_path):
 
 def test_nothing_is_overwritten_unasked(segmenter, tmp_path):
     path = scan(tmp_path / "in" / "a.nii.gz")
-    predict(segmenter, find_scans([path], 1), tmp_path / "out")
     output = tmp_path / "out" / "a.nii.gz"
+    output.parent.mkdir()
     output.write_bytes(b"precious")
     scans = find_scans([path, scan(tmp_path / "in" / "b.nii.gz")], 1)
     with pytest.raises(InputError, match=r"a\.nii\.gz: exists already.*--overwrite"):
@@ -243,7 +258,7 @@ def test_cancelling_stops_at_once(segmenter, tmp_path):
 
     with pytest.raises(Cancelled):
         predict(segmenter, scans, tmp_path / "out", report=stop)
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"0.nii.gz", "labels.json"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"0.nii.gz", "labels.json", "predict.jsonl"}
 
 
 def test_a_damaged_model_is_named(tiny_model, tmp_path):
@@ -266,3 +281,318 @@ def test_a_folder_keeps_what_earlier_calls_did_and_never_mixes_models(tmp_path, 
     with pytest.raises(InputError, match=r"labels\.json.*another model"):
         predict(two_channels, [Scan("c", (scan(tmp_path / "c.nii.gz"),))], out)
     assert (out / "labels.json").read_bytes() == before
+
+
+# ---- what is done is not done again
+
+
+@pytest.fixture
+def done(segmenter, tmp_path):
+    """Three scans that are done: their folder and outputs, and the times at which these were written."""
+    for n in range(3):
+        scan(tmp_path / "in" / f"{n}.nii.gz", seed=n)
+    predict(segmenter, find_scans([tmp_path / "in"], 1), tmp_path / "out")
+    return tmp_path / "in", tmp_path / "out"
+
+
+def written(out):
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in sorted(out.glob("*.nii.gz"))}
+
+
+def statuses(outcomes):
+    return {outcome.name: outcome.status for outcome in outcomes}
+
+
+def test_the_same_call_again_does_nothing_again(segmenter, done):
+    folder, out = done
+    before, earlier = written(out), json.loads((out / "predict.json").read_text())["scans"]
+    events = []
+    for overwrite in (False, True):
+        outcomes = predict(segmenter, find_scans([folder], 1), out, overwrite=overwrite, report=events.append)
+        assert statuses(outcomes) == dict.fromkeys("012", "already")
+        assert written(out) == before
+    assert Note("3 of 3 were done already") in events
+    again = json.loads((out / "predict.json").read_text())["scans"]
+    assert [{**scan, "status": "done"} for scan in again] == earlier
+
+
+def test_the_model_is_not_loaded_where_nothing_is_to_be_done(tiny_model, done, monkeypatch):
+    folder, out = done
+
+    def never(*_):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("uxnet.inference.cohort.load_segmenter", never)
+    outcomes = predict([tiny_model()], find_scans([folder], 1), out, settings=PLAIN, workers=0)
+    assert statuses(outcomes) == dict.fromkeys("012", "already")
+
+
+def test_what_is_missing_or_torn_is_done_again(segmenter, done):
+    folder, out = done
+    (out / "0.nii.gz").unlink()
+    whole = (out / "1.nii.gz").read_bytes()
+    before = written(out)
+    for torn in (whole[: len(whole) // 2], whole[:-1], b"", whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
+        (out / "1.nii.gz").write_bytes(torn)
+        outcomes = predict(segmenter, find_scans([folder], 1), out)
+        assert statuses(outcomes)["1"] == "done"
+        assert statuses(outcomes)["2"] == "already"
+        assert np.array_equal(nib.load(out / "1.nii.gz").dataobj, segmenter.segment(folder / "1.nii.gz").array[0])
+    assert (out / "0.nii.gz").is_file()
+    assert written(out)["2.nii.gz"] == before["2.nii.gz"]
+
+
+def test_a_corrected_output_is_precious(segmenter, done):
+    folder, out = done
+    before = written(out)
+    image = nib.load(out / "1.nii.gz")
+    voxels = np.asarray(image.dataobj).copy()
+    voxels[:3] = 1
+    nib.save(nib.Nifti1Image(voxels, None, image.header), out / "1.nii.gz")
+    corrected = (out / "1.nii.gz").read_bytes()
+    with pytest.raises(InputError, match=r"1\.nii\.gz: exists already, and it is not what was written"):
+        predict(segmenter, find_scans([folder], 1), out)
+    assert (out / "1.nii.gz").read_bytes() == corrected
+    assert statuses(predict(segmenter, find_scans([folder], 1), out, overwrite=True)) == {"0": "already", "1": "done", "2": "already"}
+    assert (out / "1.nii.gz").read_bytes() != corrected
+    assert {name: times for name, times in written(out).items() if name != "1.nii.gz"} == {
+        name: times for name, times in before.items() if name != "1.nii.gz"
+    }
+
+
+def test_a_correction_of_the_same_size_is_found_when_its_turn_comes(segmenter, done):
+    folder, out = done
+    blob = bytearray((out / "1.nii.gz").read_bytes())
+    blob[4] ^= 1  # the time in gzip's header: another file, and whole
+    (out / "1.nii.gz").write_bytes(blob)
+    outcomes = predict(segmenter, find_scans([folder], 1), out)
+    assert statuses(outcomes) == {"0": "already", "1": "failed", "2": "already"}
+    assert "1.nii.gz: it is not what was written there" in outcomes[1].error
+    assert "--overwrite" in outcomes[1].error
+    assert (out / "1.nii.gz").read_bytes() == blob
+
+
+def test_a_changed_input_fails_unless_it_may_overwrite(segmenter, done):
+    folder, out = done
+    scan(folder / "1.nii.gz", seed=77)
+    before = written(out)
+    outcomes = predict(segmenter, find_scans([folder], 1), out)
+    assert statuses(outcomes) == {"0": "already", "1": "failed", "2": "already"}
+    assert str(folder / "1.nii.gz") in outcomes[1].error
+    assert "--overwrite" in outcomes[1].error
+    assert written(out) == before
+    assert statuses(predict(segmenter, find_scans([folder], 1), out, overwrite=True))["1"] == "done"
+    assert np.array_equal(nib.load(out / "1.nii.gz").dataobj, segmenter.segment(folder / "1.nii.gz").array[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"overlap": 0.25}, "overlap by the recipe, not 0.25"),
+        ({"largest": ("dark",)}, "largest nothing, not dark"),
+        ({"model": 1}, "another model"),
+    ],
+)
+def test_another_model_or_setting_is_refused_before_anything_is_done(tiny_model, done, tmp_path, change, words):
+    folder, out = done
+    model = tiny_model()
+    if "model" in change:
+        # Of the same name and meaning, with other bytes.
+        model = tmp_path / model.name
+        model.write_bytes(tiny_model().read_bytes() + b"\0")
+    settings = replace(PLAIN, **{key: value for key, value in change.items() if key != "model"})
+    scan(folder / "3.nii.gz", seed=3)
+    before = written(out)
+    with pytest.raises(InputError, match=rf"0\.nii\.gz: exists already, and it was made with .*{words}.*3 such outputs.*--overwrite"):
+        predict([model], find_scans([folder], 1), out, settings=settings, workers=0)
+    assert written(out) == before
+    threads = replace(PLAIN, threads=1, memory_limit=10**12, cache=tmp_path)  # none of these decides anything
+    outcomes = predict([tiny_model()], find_scans([folder], 1), out, settings=threads, workers=0)
+    assert statuses(outcomes) == {"0": "already", "1": "already", "2": "already", "3": "done"}
+
+
+def test_an_interrupted_call_is_taken_up_wherever_it_was_stopped(segmenter, tmp_path, monkeypatch):
+    for n in range(3):
+        scan(tmp_path / "in" / f"{n}.nii.gz", seed=n)
+    scans, out = find_scans([tmp_path / "in"], 1), tmp_path / "out"
+
+    def die(ledger, record):
+        append_record(ledger, record)
+        # Between the record and the place: nothing stands there yet.
+        if record["name"] == "1":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("uxnet.inference.cohort.append_record", die)
+        with pytest.raises(KeyboardInterrupt):
+            predict(segmenter, scans, out)
+    assert len(list(out.glob("*.nii.gz"))) == 1
+    ledger = out / "predict.jsonl"
+    ledger.write_bytes(ledger.read_bytes() + b'{"name": "2", "key": "torn')
+    assert sorted(statuses(predict(segmenter, scans, out)).values()) == ["already", "done", "done"]
+    assert statuses(predict(segmenter, scans, out)) == dict.fromkeys("012", "already")
+    assert not [path for path in out.iterdir() if ".part" in path.name]
+
+
+def test_probabilities_are_outputs_like_the_label_map(segmenter, done):
+    folder, out = done
+    with pytest.raises(InputError, match="made with no probabilities"):
+        predict(segmenter, find_scans([folder], 1), out, probabilities=True)
+    outcomes = predict(segmenter, find_scans([folder], 1), out, probabilities=True, overwrite=True)
+    assert [outcome.probabilities for outcome in outcomes] == [str(out / f"{n}_probs.nii.gz") for n in range(3)]
+    (out / "2_probs.nii.gz").unlink()
+    outcomes = predict(segmenter, find_scans([folder], 1), out, probabilities=True)
+    assert statuses(outcomes) == {"0": "already", "1": "already", "2": "done"}
+    assert (out / "2_probs.nii.gz").is_file()
+
+
+def test_a_label_map_and_anothers_probabilities_do_not_share_a_name(segmenter, tmp_path):
+    for name in ("a", "a_probs"):
+        scan(tmp_path / "in" / f"{name}.nii.gz")
+    with pytest.raises(InputError, match=r"a_probs\.nii\.gz: the output of two scans"):
+        predict(segmenter, find_scans([tmp_path / "in"], 1), tmp_path / "out", probabilities=True)
+
+
+# ---- shards
+
+
+def test_shards_write_into_one_folder_at_the_same_time(tiny_model, segmenter, tmp_path):
+    for n in range(5):
+        scan(tmp_path / "in" / f"{n}.nii.gz", seed=n)
+    scans, out = find_scans([tmp_path / "in"], 1), tmp_path / "out"
+    parts = ["1/3", "2/3", "3/3"]
+    with ThreadPoolExecutor(3) as pool:
+        outcomes = list(pool.map(lambda part: predict([tiny_model()], scans[::-1], out, settings=PLAIN, part=part, workers=0), parts))
+    assert [[o.name for o in of_part] for of_part in outcomes] == [["0", "3"], ["1", "4"], ["2"]]
+    assert {path.name for path in out.iterdir()} == {
+        *(f"{n}.nii.gz" for n in range(5)),
+        *(f"predict.{n}-of-3.json{more}" for n in (1, 2, 3) for more in ("", "l")),
+        "labels.json",
+    }
+    # Whatever the parts were, all of it is known to be done.
+    assert statuses(predict(segmenter, scans, out)) == dict.fromkeys("01234", "already")
+    assert statuses(predict(segmenter, scans, out, part="2/2")) == dict.fromkeys("13", "already")
+    with pytest.raises(InputError, match="is no shard"):
+        predict(segmenter, scans, out, part="4/3")
+    assert predict(segmenter, scans, out, part="6/6") == []
+
+
+# ---- processes
+
+
+def test_processes_give_what_this_one_gives_and_bad_scans_fail_alone(tiny_model, segmenter, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for n in range(4):
+        scan(folder / f"{n}.nii.gz", seed=n)
+    (folder / "bad.nii.gz").write_bytes((folder / "0.nii.gz").read_bytes()[:2000])
+    (out / "full.nii.gz").mkdir(parents=True)  # what cannot be written is found out by the writer
+    scan(folder / "full.nii.gz", seed=4)
+    events, settings = [], PLAIN
+    scans = find_scans([folder], 1)
+    outcomes = predict([tiny_model()], scans, out, settings=settings, workers=2, overwrite=True, report=events.append)
+    assert [o.name for o in outcomes] == [s.name for s in scans]
+    assert statuses(outcomes) == {**dict.fromkeys("0123", "done"), "bad": "failed", "full": "failed"}
+    for outcome in outcomes[:4]:
+        assert np.array_equal(nib.load(outcome.output).dataobj, segmenter.segment(folder / f"{outcome.name}.nii.gz").array[0])
+        assert outcome.seconds > 0
+        assert "write" in outcome.timings
+    assert all(f"{name}.nii.gz" in outcome.error for name, outcome in zip(["bad", "full"], outcomes[4:], strict=True))
+    steps = [e for e in events if isinstance(e, Progress)]
+    assert {e.task for e in steps} == {"scans"}
+    assert [(e.done, e.total) for e in steps] == [(n, 6) for n in range(1, 7)]
+    assert all("seconds_left" in e.values or e.done == 6 for e in steps if e.done > 2)
+    assert steps[-1].values["failed"] == 2
+    assert not [path for path in out.iterdir() if ".part" in path.name]
+
+
+def test_a_scan_that_kills_its_process_fails_alone(tiny_model, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for n in range(4):
+        scan(folder / f"{n}.nii.gz", seed=n)
+    scan(folder / "deadly.nii.gz", seed=9)
+    outcomes = _with_deadly(tiny_model(), find_scans([folder], 1), out)
+    assert statuses(outcomes) == {**dict.fromkeys("0123", "done"), "deadly": "failed"}
+    assert str(folder / "deadly.nii.gz") in outcomes[-1].error
+    assert "died twice" in outcomes[-1].error
+    assert [bool(entry["error"]) for entry in json.loads((out / "predict.json").read_text())["scans"]] == [False] * 4 + [True]
+    assert not [path for path in out.iterdir() if ".part" in path.name]
+
+
+def _with_deadly(model, scans, out):
+    from unittest import mock
+
+    import cohort_units
+
+    with mock.patch("uxnet.inference.cohort.do_scan", cohort_units.do_scan):
+        return predict([model], scans, out, settings=PLAIN, workers=2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_model_that_cannot_be_loaded_is_no_scans_fault(tiny_model, tmp_path, workers):
+    for n in range(2):
+        scan(tmp_path / "in" / f"{n}.nii.gz", seed=n)
+    settings = Settings(device="cpu", precision="float16", engine="torch")
+    with pytest.raises(DeviceError, match="float16"):
+        predict([tiny_model()], find_scans([tmp_path / "in"], 1), tmp_path / "out", settings=settings, workers=workers)
+
+
+def test_cancelling_ends_the_processes(tiny_model, tmp_path):
+    for n in range(4):
+        scan(tmp_path / "in" / f"{n}.nii.gz", seed=n)
+
+    def stop(event):
+        if isinstance(event, Progress) and event.task == "scans":
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        predict([tiny_model()], find_scans([tmp_path / "in"], 1), tmp_path / "out", settings=PLAIN, workers=2, report=stop)
+    assert not multiprocessing.active_children()
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert len([name for name in left if name.endswith(".nii.gz")]) == 1
+    assert not [name for name in left if ".part" in name]
+
+
+class Slow:
+    """A segmenter whose steps wait for each other: nothing of it passes unless reading and writing overlap with segmenting."""
+
+    def __init__(self, segmenter, fail=()):
+        self.segmenter, self.fail = segmenter, fail
+        self.next_prepared, self.computing = threading.Event(), 0
+
+    def prepare(self, files, report):
+        name = files[0].name.removesuffix(".nii.gz")
+        if name == "1":
+            self.next_prepared.set()
+        if f"read {name}" in self.fail:
+            raise VolumeError(f"{files[0]}: cannot be read")
+        return self.segmenter.prepare(files, report)
+
+    def segment(self, ready, report, *, probabilities=None):
+        self.computing += 1
+        assert self.computing == 1, "two at a time"
+        assert self.next_prepared.wait(60)
+        try:
+            return self.segmenter.segment(ready, report, probabilities=probabilities)
+        finally:
+            self.computing -= 1
+
+
+@pytest.mark.parametrize("fail", ["", "read 1", "write 1"])
+def test_the_next_scan_is_read_while_this_one_is_segmented_and_errors_stay_with_their_scan(segmenter, tmp_path, fail):
+    for n in range(3):
+        scan(tmp_path / "in" / f"{n}.nii.gz", seed=n)
+    slow = Slow(segmenter, (fail,))
+    desk = Desk(lambda report: slow, abreast=True)
+    made_of = making([segmenter.model.path], Settings(), False)
+    parts = [tmp_path / ("none" if fail == f"write {n}" else ".") / f".{n}.part.nii.gz" for n in range(3)]
+    (tmp_path / "none").write_text("a file where a folder should be")
+    units = [
+        Unit(found, (tmp_path / f"{found.name}.nii.gz",), (part,), made_of, None, False)
+        for found, part in zip(find_scans([tmp_path / "in"], 1), parts, strict=True)
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = [unit.outcome for unit in pool.map(lambda unit: do_scan(desk, unit, lambda event: None), units)]
+    assert [bool(outcome.error) for outcome in outcomes] == [False, bool(fail), False]
+    if fail:
+        assert "1.nii.gz" in outcomes[1].error
+    assert [part.exists() for part in parts] == [True, not fail, True]

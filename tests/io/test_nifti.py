@@ -3,6 +3,7 @@
 import gzip
 import os
 import stat
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +15,21 @@ from scipy.spatial.transform import Rotation
 
 from uxnet.errors import VolumeError
 from uxnet.geometry import Geometry
-from uxnet.io import atomic, case_name, is_nifti, read_geometry, read_image, read_labels, write_image, write_json, write_labels
+from uxnet.io import (
+    atomic,
+    case_name,
+    is_nifti,
+    nifti,
+    nifti_read,
+    read_geometry,
+    read_image,
+    read_labels,
+    voxel_bytes,
+    write_image,
+    write_json,
+    write_labels,
+    write_probabilities,
+)
 from uxnet.volume import Volume
 
 OBLIQUE = np.eye(4)
@@ -154,6 +169,154 @@ def test_label_maps_come_in_the_smallest_type(tmp_path, values, dtype, stored):
     labels = read_labels(save(tmp_path / "a.nii", np.array(values, stored).reshape(2, 1, 1)))
     assert labels.array.dtype == dtype
     assert labels.array.ravel().tolist() == values
+
+
+STORED = ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64"]
+SLOPES = [
+    None,
+    (1, 0),
+    (0, 5),
+    (np.nan, 3),
+    (np.inf, 1),
+    (1, -1024),
+    (2, 0),
+    (-3, 7),
+    (1, 70000),
+    (0.5, 0),
+    (0.37, -7.25),
+    (1e9, 0),
+    (-1, 0),
+]
+
+
+def full_range(dtype, shape=(7, 5, 6)):
+    rng = np.random.default_rng(0)
+    if np.dtype(dtype).kind == "f":
+        return (rng.normal(size=shape) * 1000).astype(dtype)
+    info = np.iinfo(dtype)
+    return rng.integers(info.min, info.max, shape, dtype=dtype, endpoint=True)
+
+
+@pytest.mark.parametrize("slope", SLOPES, ids=str)
+@pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize("endianness", ["<", ">"])
+def test_values_are_bit_for_bit_those_of_nibabel_compact_or_not(tmp_path, monkeypatch, dtype, endianness, slope):
+    monkeypatch.setattr(nifti_read, "_CHUNK", 64)  # several, the last one smaller
+    path = save(tmp_path / "a.nii.gz", full_range(dtype), endianness=endianness)
+    if slope is not None:
+        patch(path, {112: (f"{endianness}f4", slope)})
+    expected = np.asanyarray(nib.load(path).dataobj).astype(np.float32)
+    for compact in (False, True):
+        array = read_image(path, compact=compact).array
+        assert array.dtype.isnative
+        assert array.flags.writeable
+        assert np.moveaxis(array, 0, -1).flags.f_contiguous
+        np.testing.assert_array_equal(array[0].astype(np.float32), expected)
+        if not compact:
+            assert array.dtype == np.float32
+    whole = slope is None or slope[0] == 1 or np.nan_to_num(slope[0], posinf=0) == 0
+    if whole and np.dtype(dtype).kind in "iu" and np.dtype(dtype).itemsize <= 2 and slope not in [(1, -1024), (1, 70000)]:
+        assert array.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("values", "stored", "slope", "dtype"),
+    [
+        ([0, 3071], "uint16", (1, -1024), "int16"),
+        ([0, 40000], "uint16", (1, 10), "uint16"),
+        ([-32768, 0], "int16", (1, -1), "float32"),
+        ([-5, 10], "int16", (-100, 0), "int16"),
+        ([0, 32767], "int16", (2, 0), "uint16"),
+        ([0, 200], "uint8", (1, 50), "uint8"),
+        ([0, 100], "uint8", (-1, 0), "int8"),
+        ([0, 255], "uint8", (4, -1000), "int16"),
+        ([0, 255], "uint8", (200, 0), "uint16"),
+        ([0, 255], "uint8", (300, 0), "float32"),
+        ([0, 100], "int16", (0.5, 0), "float32"),
+        ([0, 100], "int16", (1, 0.5), "float32"),
+        ([0, 0], "int16", (3e9, 0), "float32"),
+        ([0, 100], "int32", None, "float32"),
+        ([0, 100], "float32", None, "float32"),
+        ([0, 100], "float64", (1, 0), "float32"),
+    ],
+)
+def test_the_type_of_a_compact_image(tmp_path, values, stored, slope, dtype):
+    path = save(tmp_path / "a.nii", np.array(values, stored).reshape(2, 1, 1))
+    if slope is not None:
+        patch(path, {112: ("<f4", slope)})
+    array = read_image(path, compact=True).array
+    assert array.dtype == dtype
+    np.testing.assert_array_equal(array, read_image(path).array)
+
+
+@pytest.mark.parametrize(
+    ("types", "dtype"),
+    [
+        (["int16", "int16"], "int16"),
+        (["uint8", "int16"], "int16"),
+        (["uint8", "uint16", "uint8"], "uint16"),
+        (["int16", "uint16"], "float32"),
+        (["int16", "float64"], "float32"),
+        (["float32", "int32"], "float32"),
+    ],
+)
+def test_channels_of_several_types_get_one_that_holds_them(tmp_path, types, dtype):
+    paths = [save(tmp_path / f"{n}.nii.gz", np.arange(n, 24 + n).reshape(2, 3, 4).astype(t)) for n, t in enumerate(types)]
+    volume = read_image(*paths, compact=True)
+    assert volume.array.dtype == dtype
+    assert np.moveaxis(volume.array, 0, -1).flags.f_contiguous
+    np.testing.assert_array_equal(volume.array, read_image(*paths).array)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_file_that_changes_later_does_no_harm(tmp_path, suffix):
+    path = save(tmp_path / f"a{suffix}", full_range("int16"))
+    arrays = [read_image(path).array, read_image(path, compact=True).array, read_labels(path).array]
+    before = [array.copy() for array in arrays]
+    path.write_bytes(bytes(path.stat().st_size))
+    path.unlink()
+    for array, kept in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array, kept)
+
+
+def traced(do):
+    """The most bytes that it had at a time, and what it gave."""
+    tracemalloc.start()
+    try:
+        made = do()
+        return tracemalloc.get_traced_memory()[1], made
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("slope", [None, (1, -100), (0.37, 1)])
+@pytest.mark.parametrize("compact", [False, True])
+def test_while_it_is_read_there_is_little_beside_the_result(tmp_path, suffix, slope, compact):
+    path = save(tmp_path / f"a{suffix}", np.arange(160**3, dtype=np.int16).reshape(160, 160, 160) // 2)
+    if slope is not None:
+        patch(path, {112: ("<f4", slope)})
+    peak, volume = traced(lambda: read_image(path, compact=compact))
+    assert volume.array.itemsize == (2 if compact and slope != (0.37, 1) else 4)
+    assert peak < volume.array.nbytes + 8e6
+    pair, volume = traced(lambda: read_image(path, path))
+    assert pair < volume.array.nbytes + 8e6
+
+
+def test_labels_are_read_in_little_memory(tmp_path):
+    path = save(tmp_path / "a.nii.gz", np.full((160, 160, 160), 3, np.uint8))
+    peak, volume = traced(lambda: read_labels(path))
+    assert peak < volume.array.nbytes + 8e6
+
+
+def test_the_size_of_what_is_stored(tmp_path):
+    assert voxel_bytes(save(tmp_path / "a.nii.gz", np.zeros((4, 5, 6, 2), np.int16))) == 480
+
+
+def test_a_label_beyond_64_bits_with_a_sign_is_refused(tmp_path):
+    path = save(tmp_path / "a.nii", np.array([0, 2**63], np.uint64).reshape(2, 1, 1))
+    with pytest.raises(VolumeError, match=r"a\.nii.*too large"):
+        read_labels(path)
 
 
 # What is refused, always by a sentence that names the file
@@ -433,6 +596,98 @@ def test_the_same_labels_make_the_same_file(tmp_path):
     a, b = (nib.load(p) for p in (tmp_path / "a.nii.gz", tmp_path / "b" / "a.nii.gz"))
     assert a.header == b.header
     np.testing.assert_array_equal(np.asarray(a.dataobj), np.asarray(b.dataobj))
+
+
+def test_writing_labels_takes_little_memory(tmp_path):
+    for n, array in enumerate([np.zeros((1, 160, 160, 160), np.uint8), np.zeros((160, 160, 160, 1), np.uint8).T]):
+        peak, _ = traced(
+            lambda n=n, array=array: write_labels(tmp_path / f"{n}.nii.gz", Volume(array, Geometry((160, 160, 160), np.eye(4))))
+        )
+        assert peak < 1e6
+
+
+# Probabilities
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_probabilities_are_read_back_on_the_grid_of_the_scan(tmp_path, monkeypatch, source, suffix):
+    monkeypatch.setattr(nifti, "_SLAB", 70)  # two planes at a time
+    scan = save(tmp_path / f"scan{suffix}", np.zeros((6, 5, 4), np.float32), **SOURCES[source])
+    like, array = read_image(scan), np.random.default_rng(0).integers(0, 256, (3, 6, 5, 4)).astype(np.uint8)
+    made = tmp_path / f"probabilities{suffix}"
+    write_probabilities(made, array, like, ["background", "liver", "spleen"])
+    assert_same_space(made, scan)
+    image = nib.load(made)
+    assert image.shape == (6, 5, 4, 3)
+    assert image.get_data_dtype() == np.uint8
+    assert image.dataobj.slope == pytest.approx(1 / 255)
+    assert image.dataobj.inter == 0
+    assert image.header["descrip"].item() == b"background, liver, spleen"
+    for compact in (False, True):
+        back = read_image(made, compact=compact)
+        assert back.array.dtype == np.float32
+        assert back.array.min() >= 0
+        assert back.array.max() <= 1
+        np.testing.assert_allclose(back.array, array / 255, atol=1e-6)
+        assert back.geometry == like.geometry
+
+
+def test_probabilities_of_any_memory_layout(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 6)).astype(np.uint8)
+    like = Volume(np.zeros((1, 4, 5, 6), np.int16), Geometry((4, 5, 6), OBLIQUE))
+    for n, lay in enumerate([array, array.transpose(0, 3, 2, 1).copy().transpose(0, 3, 2, 1), array[:, ::-1].copy()[:, ::-1]]):
+        write_probabilities(tmp_path / f"{n}.nii.gz", lay, like, ["a", "b"])
+        np.testing.assert_allclose(read_image(tmp_path / f"{n}.nii.gz").array, array / 255, atol=1e-6)
+        assert (tmp_path / f"{n}.nii.gz").read_bytes() == (tmp_path / "0.nii.gz").read_bytes()
+    assert read_geometry(tmp_path / "0.nii.gz").same_grid(like.geometry)
+
+
+def test_names_that_do_not_fit_are_left_out_also_the_words_of_the_scan(tmp_path):
+    image = nib.Nifti1Image(blocks(), OBLIQUE)
+    image.header["descrip"] = b"a scan"
+    nib.save(image, tmp_path / "scan.nii")
+    like = read_image(tmp_path / "scan.nii")
+    for count, said in ((1, b"l\xc3\xa9sion"), (30, b"")):
+        path = tmp_path / f"{count}.nii.gz"
+        write_probabilities(path, np.zeros((count, 6, 5, 4), np.uint8), like, ["lésion"] * count)
+        assert nib.load(path).header["descrip"].item() == said
+
+
+def test_mapped_probabilities_are_written_in_little_memory(tmp_path):
+    stored = np.memmap(tmp_path / "mapped", np.uint8, "w+", shape=(6, 150, 160, 170))
+    stored[2] = 255
+    like = Volume(np.broadcast_to(np.uint8(0), (1, 170, 160, 150)), Geometry((170, 160, 150), np.eye(4)))
+    for array in (stored.transpose(0, 3, 2, 1), np.memmap(tmp_path / "mapped", np.uint8, "r", shape=(6, 170, 160, 150))):
+        peak, _ = traced(lambda array=array: write_probabilities(tmp_path / "a.nii.gz", array, like, list("abcdef")))
+        assert peak < 2.2e7 < array.size / 1.1
+        assert (read_image(tmp_path / "a.nii.gz").array[2] == 1).all()
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 6, 5, 4), np.float32), np.zeros((3, 6, 5, 4), np.uint8), np.zeros((2, 5, 6, 4), np.uint8)])
+def test_what_are_no_probabilities_is_not_written(tmp_path, array):
+    like = Volume(blocks()[np.newaxis], Geometry((6, 5, 4), np.eye(4)))
+    with pytest.raises(VolumeError, match=r"a\.nii\.gz: probabilities are 2 classes"):
+        write_probabilities(tmp_path / "a.nii.gz", array, like, ["a", "b"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_probabilities_are_whole_or_not_there(tmp_path, monkeypatch):
+    like, path = Volume(blocks()[np.newaxis], Geometry((6, 5, 4), np.eye(4))), tmp_path / "a.nii.gz"
+    write_probabilities(path, np.zeros((2, 6, 5, 4), np.uint8), like, ["a", "b"])
+    before = path.read_bytes()
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gzip.GzipFile, "write", full)
+    with pytest.raises(VolumeError, match=r"a\.nii\.gz.*No space left"):
+        write_probabilities(path, np.ones((2, 6, 5, 4), np.uint8), like, ["a", "b"])
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(VolumeError, match=r"a\.mha"):
+        write_probabilities(tmp_path / "a.mha", np.zeros((2, 6, 5, 4), np.uint8), like, ["a", "b"])
 
 
 # Whole or not at all

@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+# What draws and computes is imported where it is used, so that `--help` answers at once.
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from uxnet.inference.settings import Mirror
+    from uxnet.inference.unit import Outcome
+    from uxnet.model import Model
 
 EXAMPLES = """examples:
   uxnet predict model.uxnet scan.nii.gz -o out/
   uxnet predict model.uxnet imagesTs/ more/scan_7.nii.gz -o out/
-  uxnet predict model.uxnet scans.json -o out/          scans.json: {"patient 1": ["t1.nii.gz", "t2.nii.gz"], ...}
+  uxnet predict model.uxnet scans.json -o out/                 scans.json: {"patient 1": ["t1.nii.gz", "t2.nii.gz"], ...}
+  uxnet predict fold_*/model.uxnet imagesTs/ -o out/           the folds' logits are averaged
+  uxnet predict model.uxnet ct/ -o out/ --memory-limit 4GB --largest liver --largest spleen
+  uxnet predict model.uxnet ct/ -o out/ --workers 4            on four processes
+  uxnet predict model.uxnet ct/ -o out/ --shard 3/20           the third of twenty jobs, into the folder of all
+  uxnet predict model.uxnet ct/ -o out/ --ray auto             on the Ray cluster that this machine belongs to
 """
+
+# Of longer lists only what failed is shown.
+_LONGEST_TABLE = 30
 
 
 def run(
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
-    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")],
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL... INPUT...")],
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="OUT")],
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto",
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    engine: Literal["auto", "openvino", "torch"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto",
+    threads: Annotated[int, tyro.conf.arg(metavar="N")] = 0,
+    workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None,
+    overlap: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None,
+    mirror: Annotated[str, tyro.conf.arg(metavar="AXES")] = "none",
+    largest: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = (),
+    probabilities: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    memory_limit: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None,
+    skip_air: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    no_skip_air: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
 ) -> int:
     """Segment scans with a model.
 
@@ -29,39 +58,165 @@ def run(
     units), in the smallest integer type. OUT/labels.json says what the values mean; OUT/predict.json lists every scan with its time
     and peak memory. A scan that cannot be segmented is named, and the rest goes on.
 
+    The same command again takes up what an interrupted one left: outputs that were made from the same content (of input, models and
+    settings) are known by OUT/predict.jsonl and left as they are. Anything else that is there is not touched without --overwrite.
+
     The exit code is 0 if every scan was segmented, else 1.
 
     Args:
-        model: a .uxnet file.
-        inputs: NIfTI files, folders of them, or manifests (.json: {"name": "file"} or {"name": ["channel 0", "channel 1"]}).
+        paths: the model, a .uxnet file (several are folds, whose logits are averaged), and what to segment: NIfTI files, folders of
+            them, or manifests (.json: {"name": "file"} or {"name": ["channel 0", "channel 1"]}).
             Files named NAME_0000, NAME_0001, ... are the channels of one scan.
         output: folder for the label maps.
-        overwrite: replace label maps that are there already.
+        overwrite: replace label maps that are there and were made from something else.
         device: auto, cpu, cuda, cuda:N or mps.
+        engine: what computes the network; auto takes openvino on a CPU and torch elsewhere.
         precision: of the computation; auto takes bfloat16 where the device has it.
+        threads: threads of a worker; 0 shares the cores among the workers. With --ray, the CPUs that each asks for (0: 4).
+        workers: processes, each with a model of its own. 0 works in this process; by default one scan does, and more get one
+            process, which is replaced if it dies. With --ray, by default as many as the cluster holds.
+        shard: do part I of N of the scans, in the order of their names; for jobs that share OUT, such as those of a job array.
+        ray: do the work on a Ray cluster (pip install 'uxnet[ray]'): auto (the one that this machine belongs to), HOST:PORT, or
+            local, which begins one on this machine. Its machines must see the same files.
+        overlap: least share of a side that neighbouring windows have in common, 0 or more and below 1; the recipe's by default.
+        mirror: also compute windows mirrored along these axes of the prepared image, such as ij, and average; 2, 4 or 8 times the
+            work. none, or recipe for the axes that training mirrored.
+        largest: keep only the largest connected component of this structure; can be given several times, or all.
+        probabilities: also write OUT/NAME_probs.nii.gz, the probability of each class.
+        memory_limit: the most memory that a process may take, such as 4GB, 512MB or 1.5GiB. With a limit a process has one scan in hand
+            at a time; without one it reads the next and writes the last while it segments.
+        skip_air: leave out windows that hold nothing above the recipe's crop_above, even if the recipe does not.
+        no_skip_air: compute such windows even if the recipe leaves them out.
+        cache: folder for compiled engines; by default the user's own cache folder.
     """
     from rich.console import Console
-    from rich.markup import escape
 
     from uxnet.cli.render import reporting
     from uxnet.errors import InputError
-    from uxnet.inference.cohort import find_scans, predict
-    from uxnet.inference.segmenter import load_model
-    from uxnet.model import read_model
+    from uxnet.inference.cohort import find_scans, predict, read_models
+    from uxnet.inference.memory import parse_size
+    from uxnet.inference.settings import Settings
 
+    models = [path for path in paths if path.suffix == ".uxnet"]
+    inputs = [path for path in paths if path.suffix != ".uxnet"]
+    if not models:
+        raise InputError("no model: name at least one .uxnet file, before what is to be segmented")
     if not inputs:
-        raise InputError("no input: name at least one file or folder to segment")
-    scans = find_scans(inputs, len(read_model(model).channels))
-    console = Console(stderr=True)
-    with console.status("loading the model"):
-        segmenter = load_model(model, device=device, precision=precision)
-    with reporting(console) as report:
-        outcomes = predict(segmenter, scans, output, overwrite=overwrite, report=report)
-    failed = [outcome for outcome in outcomes if outcome.error]
-    out = Console()
+        raise InputError("no input: name at least one file or folder to segment, after the model")
+    if skip_air and no_skip_air:
+        raise InputError("--skip-air and --no-skip-air contradict each other; give one of them, or none for the recipe's choice")
+    described = read_models(models)
+    settings = Settings(
+        device=device,
+        engine=engine,
+        precision=precision,
+        threads=_at_least(0, threads, "--threads"),
+        cache=cache,
+        overlap=_share(overlap),
+        mirror=_mirror(mirror, described[0]),
+        largest=_structures(largest, described[0]),
+        skip_air=True if skip_air else False if no_skip_air else None,
+        memory_limit=None if memory_limit is None else parse_size(memory_limit),
+    )
+    scans = find_scans(inputs, len(described[0].channels))
+    with reporting(Console(stderr=True)) as report:
+        outcomes = predict(
+            models,
+            scans,
+            output,
+            settings=settings,
+            workers=None if workers is None else _at_least(0, workers, "--workers"),
+            part=shard,
+            cluster=ray,
+            probabilities=probabilities,
+            overwrite=overwrite,
+            report=report,
+        )
+    show(Console(), outcomes, output)
+    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+
+
+def show(console: Console, outcomes: Sequence[Outcome], output: Path) -> None:
+    """Prints what became of the scans: a table where it is short enough to be read, what failed, and the totals."""
+    from rich.markup import escape
+
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    already = sum(outcome.status == "already" for outcome in outcomes)
+    if 1 < len(outcomes) <= _LONGEST_TABLE:
+        _print_table(console, outcomes)
     for outcome in failed:
-        out.print(f"[red]failed:[/] {escape(outcome.name)}: {escape(outcome.error)}", soft_wrap=True, highlight=False)
+        console.print(f"[red]failed:[/] {escape(outcome.name)}: {escape(outcome.error)}", soft_wrap=True, highlight=False)
+    done = [outcome for outcome in outcomes if outcome.status == "done"]
     colour = "red" if failed else "green"
-    done = len(outcomes) - len(failed)
-    out.print(f"[{colour}]{done} of {len(outcomes)} scans segmented[/] into {escape(str(output))}", soft_wrap=True, highlight=False)
-    return 1 if failed else 0
+    told = f"[{colour}]{len(done) + already} of {len(outcomes)} scans segmented[/] into {escape(str(output))}"
+    if already:
+        told += f", {already} of them were done already"
+    if len(done) > 1:
+        told += f"; {sum(outcome.seconds for outcome in done) / len(done):.1f} s a scan"
+        peaks = [outcome.peak_memory_mb for outcome in done if outcome.peak_memory_mb is not None]
+        told += f", peak memory of a process {max(peaks)} MB" if peaks else ""
+    console.print(told, soft_wrap=True, highlight=False)
+
+
+def _print_table(console: Console, outcomes: Sequence[Outcome]) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
+    table.add_column("scan", overflow="fold")
+    table.add_column("status")
+    for name in ("seconds", "peak MB", "windows", "windows/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for outcome in outcomes:
+        colour = {"done": "green", "already": "dim", "failed": "red"}[outcome.status]
+        network = outcome.timings.get("network")
+        table.add_row(
+            escape(outcome.name),
+            f"[{colour}]{outcome.status}[/]",
+            f"{outcome.seconds:.1f}",
+            "-" if outcome.peak_memory_mb is None else str(outcome.peak_memory_mb),
+            "-" if outcome.windows is None else str(outcome.windows),
+            f"{outcome.windows / network:.2f}" if outcome.windows and network else "-",
+        )
+    console.print(table)
+
+
+def _at_least(least: int, number: int, flag: str) -> int:
+    from uxnet.errors import InputError
+
+    if number < least:
+        raise InputError(f"{flag} {number}: give {least} or more")
+    return number
+
+
+def _share(overlap: float | None) -> float | None:
+    from uxnet.errors import InputError
+
+    if overlap is not None and not 0 <= overlap < 1:
+        raise InputError(f"--overlap {overlap:g}: give a share of a window's side, 0 or more and below 1")
+    return overlap
+
+
+def _mirror(axes: str, model: Model) -> Mirror:
+    from uxnet.errors import InputError
+
+    if axes == "none":
+        return (False, False, False)
+    if axes == "recipe":
+        return model.recipe.stages[0].augment.mirror
+    if not axes or not set(axes) <= set("ijk") or len(set(axes)) < len(axes):
+        raise InputError(f"--mirror {axes!r}: give none, recipe, or letters of i, j and k, such as ij")
+    return ("i" in axes, "j" in axes, "k" in axes)
+
+
+def _structures(names: Sequence[str], model: Model) -> tuple[str, ...]:
+    from uxnet.errors import InputError
+
+    classes = model.labels.classes
+    if "all" in names:
+        return classes
+    unknown = [name for name in names if name not in classes]
+    if unknown:
+        raise InputError(f"--largest {unknown[0]!r}: the model knows no such structure, but {', '.join(classes)}; or give all")
+    return tuple(name for name in classes if name in names)

@@ -1,215 +1,317 @@
-"""Files in, label maps out: finding inputs, naming outputs, going on past bad ones."""
+"""Cohorts: many scans in one call, on as many processes or machines as there are; what is done is not done again, and what is bad
+does not stop the rest."""
 
 from __future__ import annotations
 
+import functools
 import json
-import re
-import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import os
+import secrets
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from uxnet.errors import Cancelled, InputError, UxnetError
-from uxnet.events import Note, Progress, Report, Warn, silent
-from uxnet.inference.segmenter import Segmenter
-from uxnet.io import CHANNEL_NAME, case_name, is_nifti, write_json, write_labels
+from uxnet.errors import InputError, ModelError
+from uxnet.events import Event, Note, Progress, Report, Warn, silent
+from uxnet.inference.average import Averaged, check_same
+from uxnet.inference.ledger import Making, making, read_ledger, unexplained
+from uxnet.inference.scans import Scan, find_scans
+from uxnet.inference.segmenter import Segmenter, load_segmenter
+from uxnet.inference.settings import Settings, usable_cores
+from uxnet.inference.unit import CannotLoadError, Desk, Load, Outcome, Unit, Written, do_scan
+from uxnet.io import write_json
+from uxnet.io.files import sync_folder
+from uxnet.jobs import Cluster, shard, work
+from uxnet.model import Model, read_model
+from uxnet.records import append_record
+
+__all__ = ["Outcome", "Scan", "find_scans", "predict", "read_models"]
+
+# CPUs that a worker asks a cluster for where nobody says; Ray takes fewer where no machine has so many.
+_CLUSTER_THREADS = 4
 
 
-@dataclass(frozen=True)
-class Scan:
-    """One image to segment: the name of its output and its files, one a channel (or one with all channels)."""
-
-    name: str
-    files: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a scan. `error` is empty where `output` was written."""
-
-    name: str
-    files: tuple[str, ...]
-    output: str | None
-    error: str
-    seconds: float
-    peak_memory_mb: int | None
-
-
-def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
-    """The scans that files and folders name.
-
-    A folder gives every NIfTI file in it (not in folders below). Where the model takes several channels, files named NAME_0000,
-    NAME_0001, ... are the channels of one scan NAME; other files are scans by themselves, and hold all channels. Where it takes one,
-    every file is a scan, and NAME_0000 is called NAME unless a neighbour's name ends in another such number (case numbers, as in
-    amos_0004). A .json file is a manifest: {"name": "file"} or {"name": ["channel 0", "channel 1"]}, its paths relative to it.
-
-    Raises:
-        InputError: if a path does not exist, a folder holds no NIfTI file, channels are missing, or two scans have the same name.
-    """
-    scans: list[Scan] = []
-    files: list[Path] = []
-    for path in inputs:
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.is_file() and is_nifti(p))
-            if not found:
-                raise InputError(f"{path}: there is no NIfTI file (.nii, .nii.gz) in this folder")
-            files += found
-        elif path.suffix == ".json" and path.is_file():
-            scans += _manifest(path)
-        elif path.exists():
-            files.append(path)
-        else:
-            raise InputError(f"{path}: there is no such file or folder")
-    scans += _by_channels(files, channels)
-    names = Counter(scan.name for scan in scans)
-    twice = [name for name, count in names.items() if count > 1]
-    if twice:
-        clashing = [str(f) for scan in scans if scan.name == twice[0] for f in scan.files]
-        raise InputError(
-            f"{len(twice)} output names would be written twice; the first is {twice[0]}.nii.gz, from {' and '.join(clashing)}. "
-            "Rename the inputs or segment them into different folders"
-        )
-    return scans
-
-
-def predict(segmenter: Segmenter, scans: Sequence[Scan], out: Path, *, overwrite: bool = False, report: Report = silent) -> list[Outcome]:
+def predict(
+    models: Segmenter | Sequence[Path],
+    scans: Sequence[Scan],
+    out: Path,
+    *,
+    settings: Settings | None = None,
+    workers: int | None = None,
+    part: str | None = None,
+    cluster: str | None = None,
+    probabilities: bool = False,
+    overwrite: bool = False,
+    report: Report = silent,
+) -> list[Outcome]:
     """Segments every scan into `out` as NAME.nii.gz, on its own grid, and writes labels.json and predict.json beside them.
 
-    A scan that fails is reported and the rest goes on.
+    What is there already and was made from the same content (input, models, settings, version) is left as it is: the same call again
+    takes up what an interrupted one left. A scan that fails, or whose process dies twice over it, is reported, and the rest goes on.
 
     Args:
-        overwrite: replace outputs that exist already, instead of refusing before anything is computed.
+        models: model files; several are folds whose logits are averaged. Or a model that is loaded: then this process does it all.
+        settings: how scans are segmented; those of a loaded model are its own.
+        workers: processes, each with a model of its own. 0 works in this one, in order. None takes 0 for a single scan and else 1: a
+            process that dies then costs one scan. While a process segments a scan, it reads the next and writes the last, unless
+            there is a limit of memory. On a cluster, None takes as many as it holds.
+        part: "i/n" does every n-th scan in the order of names, beginning with the i-th.
+        cluster: works on this Ray cluster, see `jobs.Cluster`; its machines must see the same files. On one, a worker asks for as many
+            CPUs as `settings.threads`, by default 4, and for a GPU if `settings.device` names one.
+        probabilities: write NAME_probs.nii.gz, too.
+        overwrite: replace what is there but was made from something else, instead of refusing before anything is computed.
 
     Returns:
-        One outcome a scan, in their order.
+        One outcome a scan (of the part), in their order.
 
     Raises:
-        InputError: if an output would overwrite an input, or a file that exists, or `out` holds label maps of another model.
+        InputError: if an output would overwrite an input, or a file that nothing explains, or `out` holds label maps of another model.
+        ModelError, DeviceError: if the models cannot be loaded, or do not belong together.
     """
-    outputs = {scan.name: out / f"{scan.name}.nii.gz" for scan in scans}
-    _refuse_overwriting(scans, outputs, overwrite)
+    settings = models.settings if isinstance(models, Segmenter) else settings or Settings()
+    paths = [models.model.path] if isinstance(models, Segmenter) else list(models)
+    described = [models.model] if isinstance(models, Segmenter) else read_models(paths)
+    if cluster is not None:
+        # Its workers may be in another folder.
+        paths, out = [path.absolute() for path in paths], out.absolute()
+        scans = [replace(scan, files=tuple(file.absolute() for file in scan.files)) for scan in scans]
+    if part is not None:
+        scans = shard(sorted(scans, key=lambda scan: scan.name), part)
+    crew = _crew(models if isinstance(models, Segmenter) else paths, settings, workers, cluster, len(scans))
+    made_of = making(paths, crew.settings, probabilities)
+    units = _units(scans, out, made_of, overwrite)
+    _refuse(units, described[0], out / "labels.json", _meaning(described), overwrite)
+
     out.mkdir(parents=True, exist_ok=True)
-    described: dict[str, Any] = {
-        **segmenter.labels.to_dict(),
-        "model": str(segmenter.model.path.name),
-        "model_name": segmenter.model.recipe.name,
-    }
-    if not overwrite:
-        _refuse_mixing(out / "labels.json", described)
-    write_json(out / "labels.json", described)
-    outcomes = []
-    for done, scan in enumerate(scans, start=1):
-        started, measured = time.perf_counter(), _reset_peak()
-        error = ""
-        try:
-            write_labels(outputs[scan.name], segmenter.segment(scan.files, report))
-        except Cancelled:
-            raise
-        except (UxnetError, OSError, MemoryError) as problem:
-            error = str(problem) or f"{scan.files[0]}: {type(problem).__name__}"
-            report(Warn(error))
-        seconds = time.perf_counter() - started
-        peak = _peak_memory_mb() if measured else None
-        written = None if error else str(outputs[scan.name])
-        outcomes.append(Outcome(scan.name, tuple(map(str, scan.files)), written, error, round(seconds, 3), peak))
-        if not error:
-            memory = f", peak memory {peak} MB" if peak is not None else ""
-            report(Note(f"{scan.name}: {seconds:.1f} s{memory} -> {outputs[scan.name]}"))
-        report(Progress("scans", done, len(scans)))
-    earlier = [scan for scan in _earlier_scans(out / "predict.json") if scan["name"] not in outputs]
-    write_json(out / "predict.json", {"model": str(segmenter.model.path), "scans": earlier + [asdict(outcome) for outcome in outcomes]})
-    return outcomes
+    if _read_json(out / "labels.json") != _meaning(described):
+        write_json(out / "labels.json", _meaning(described))
+    stem = "predict" if part is None else f"predict.{part.replace('/', '-of-')}"
+    outcomes: dict[str, Outcome] = {}
+    # Closed at once where `report` raises: no worker may write on while its parts are taken away.
+    with _no_parts_left(units), closing(_outcomes(crew, units, out / f"{stem}.jsonl", report)) as finished:
+        for outcome in finished:
+            outcomes[outcome.name] = outcome
+            _tell(outcome, outcomes, len(units), crew, report)
+    ordered = [outcomes[unit.scan.name] for unit in units]
+    _write_summary(out / f"{stem}.json", ordered, paths, described, made_of, crew)
+    return ordered
 
 
-def _manifest(path: Path) -> list[Scan]:
+def read_models(paths: Sequence[Path]) -> list[Model]:
+    """The models of a prediction, without their tensors.
+
+    Raises:
+        ModelError: if one cannot be read, there is none, or they do not mean the same, so that nothing can be averaged.
+    """
+    models = [read_model(path) for path in paths]
+    if not models:
+        raise ModelError("no model: name at least one .uxnet file")
+    check_same(models)
+    return models
+
+
+# ---- who does it
+
+
+@dataclass(frozen=True)
+class _Crew:
+    """Who works and how: `load` makes the model in each of `workers` processes (0: this one), `abreast` scans at a time in each."""
+
+    load: Load
+    settings: Settings
+    workers: int
+    abreast: int
+    cluster: Cluster | None
+
+
+def _crew(models: Segmenter | Sequence[Path], settings: Settings, workers: int | None, cluster: str | None, scans: int) -> _Crew:
+    if isinstance(models, Segmenter):
+        if any(isinstance(engine, Averaged) and len(engine.engines) > 1 for engine in models.engines):
+            raise InputError("a loaded segmenter of several models does not say which files it is of; give the files instead")
+        if workers or cluster:
+            raise InputError("a model that is loaded already works in its own process; give its file instead for others to load")
+        return _Crew(functools.partial(_loaded, models), settings, 0, 1, None)
+    if workers is not None and workers < 0:
+        raise InputError(f"{workers} workers: give 0 to work in this process, or the number of processes")
+    if cluster is not None:
+        settings = replace(settings, threads=settings.threads or _CLUSTER_THREADS)
+        asked = Cluster(cluster, settings.threads, 1 if settings.device.startswith("cuda") else 0)
+        workers = workers or 0
+    else:
+        asked = None
+        workers = min(int(scans > 1) if workers is None else workers, scans)
+        if workers > 1 and not settings.threads:
+            settings = replace(settings, threads=max(1, usable_cores() // workers))
+    # A second scan in hand would break the limit; in this process each scan's memory and errors are plainly its own.
+    abreast = 2 if settings.memory_limit is None and (workers or asked) and scans > 1 else 1
+    return _Crew(functools.partial(load_segmenter, tuple(models), settings), settings, workers, abreast, asked)
+
+
+def _loaded(model: Segmenter, report: Report) -> Segmenter:
+    return model
+
+
+def _desk(load: Load, abreast: int, report: Report) -> Desk:
+    return Desk(load, abreast > 1)
+
+
+def _outcomes(crew: _Crew, units: Sequence[Unit], ledger: Path, report: Report) -> Generator[Outcome, None, None]:
+    """What becomes of each scan, as they finish; recorded, and its outputs in their places."""
+    start = functools.partial(_desk, crew.load, crew.abreast)
+    heard = report if crew.workers <= 1 and crew.cluster is None else _several(report)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        items = [(str(name), [files] if isinstance(files, str) else list(files)) for name, files in data.items()]
-        scans = [Scan(name, tuple(path.parent / str(f) for f in files)) for name, files in items]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f'{path}: no manifest; expected {{"name": "file" or ["channel 0", "channel 1"]}} ({error})') from error
-    unsafe = [scan.name for scan in scans if not scan.name or Path(scan.name).name != scan.name or not scan.files]
-    if unsafe:
-        raise InputError(f"{path}: {unsafe[0]!r} is no plain name with at least one file")
-    return scans
+        with closing(
+            work(do_scan, units, crew.workers, start=start, report=heard, abreast=crew.abreast, cluster=crew.cluster)
+        ) as finished_units:
+            for finished in finished_units:
+                if finished.result is None:
+                    files = finished.item.scan.files
+                    written = Written(Outcome(finished.item.scan.name, _words(files), "failed", error=f"{files[0]}: {finished.error}"))
+                else:
+                    written = finished.result
+                yield _committed(finished.item, written, ledger)
+    except CannotLoadError as error:
+        raise error.args[0] from error
 
 
-def _by_channels(files: Sequence[Path], channels: int) -> list[Scan]:
-    if channels == 1:
-        matches = {file: CHANNEL_NAME.fullmatch(case_name(file)) for file in files}
-        numbered = {file.parent for file, match in matches.items() if match and match.group(2) != "0000"}
-        plain = {file: match is None or file.parent in numbered for file, match in matches.items()}
-        return [Scan(case_name(f) if plain[f] else case_name(f).removesuffix("_0000"), (f,)) for f in files]
-    scans: list[Scan] = []
-    groups: dict[tuple[Path, str], dict[int, Path]] = {}
-    for file in files:
-        match = CHANNEL_NAME.fullmatch(case_name(file))
-        if match is None:
-            scans.append(Scan(case_name(file), (file,)))
-            continue
-        # Each folder is its own: the same name in two of them is two scans, which the caller then sees as a clash.
-        group = groups.setdefault((file.parent, match.group(1)), {})
-        number = int(match.group(2))
-        if number in group:
-            raise InputError(f"{file}: the same channel of the same scan as {group[number]}; give only one of them")
-        group[number] = file
-    for (_, name), group in groups.items():
-        missing = [n for n in range(max(channels, max(group) + 1)) if n not in group]
-        if missing:
-            raise InputError(
-                f"{next(iter(group.values()))}: channel {missing[0]:04d} of the scan {name} is missing beside it, "
-                f"the model takes {channels}. "
-                "If the number is no channel's, name the files of each scan in a manifest (.json)"
-            )
-        scans.append(Scan(name, tuple(file for _, file in sorted(group.items()))))
-    return scans
+def _several(report: Report) -> Report:
+    """A `report` for many at once: the steps of each would only get in each other's way, and what all of them say is said once."""
+    said = set()
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Note | Warn) and event not in said:
+            said.add(event)
+            report(event)
+
+    return hear
 
 
-def _refuse_overwriting(scans: Sequence[Scan], outputs: dict[str, Path], overwrite: bool) -> None:
-    inputs = {file.resolve() for scan in scans for file in scan.files}
-    for output in outputs.values():
-        if output.resolve() in inputs:
-            raise InputError(f"{output}: the output would replace an input; choose another folder")
-    existing = [output for output in outputs.values() if output.exists()]
-    if existing and not overwrite:
-        raise InputError(f"{existing[0]}: exists already ({len(existing)} such outputs); choose another folder, or give --overwrite")
+# ---- what is there, and what takes its place
 
 
-def _refuse_mixing(path: Path, described: dict[str, Any]) -> None:
-    """One folder, one meaning: labels.json speaks for every label map beside it."""
-    if not path.exists():
+def _units(scans: Sequence[Scan], out: Path, made_of: Making, overwrite: bool) -> list[Unit]:
+    known, run = read_ledger(out), secrets.token_hex(4)
+    endings = ["", "_probs"] if made_of.probabilities else [""]
+    return [
+        Unit(
+            scan=scan,
+            outputs=tuple(out / f"{scan.name}{ending}.nii.gz" for ending in endings),
+            # Hidden from those who read the folder, and of this run alone.
+            parts=tuple(out / f".{scan.name}{ending}.{run}.part.nii.gz" for ending in endings),
+            making=made_of,
+            known=known.get(scan.name),
+            overwrite=overwrite,
+        )
+        for scan in scans
+    ]
+
+
+def _refuse(units: Sequence[Unit], model: Model, labels: Path, meaning: Mapping[str, Any], overwrite: bool) -> None:
+    """Refuses, before anything is computed, what would be lost or mixed up."""
+    inputs = {file.resolve() for unit in units for file in unit.scan.files}
+    written: dict[Path, str] = {}
+    for unit in units:
+        for output in unit.outputs:
+            if output.resolve() in inputs:
+                raise InputError(f"{output}: the output would replace an input; choose another folder")
+            if written.setdefault(output, unit.scan.name) != unit.scan.name:
+                raise InputError(f"{output}: the output of two scans, {written[output]} and {unit.scan.name}; rename one of them")
+    if overwrite:
         return
+    refused = [(unit.outputs, why) for unit in units if (why := unexplained(unit.outputs, unit.known, unit.making))]
+    if refused:
+        first = next(path for path in refused[0][0] if path.exists())
+        raise InputError(
+            f"{first}: exists already, and {refused[0][1]} ({len(refused)} such outputs); choose another folder, or give --overwrite"
+        )
+    # One folder, one meaning: labels.json speaks for every label map beside it.
+    if labels.exists() and _read_json(labels) != meaning:
+        raise InputError(f"{labels}: speaks of another model's label maps; choose another folder, or give --overwrite")
+
+
+def _committed(unit: Unit, written: Written, ledger: Path) -> Outcome:
+    """The outcome, once its record is kept and its outputs are in their places."""
+    if written.record is None:
+        return written.outcome
+    try:
+        append_record(ledger, written.record)
+        for part, output in reversed(list(zip(unit.parts, unit.outputs, strict=True))):
+            os.replace(part, output)
+        sync_folder(ledger.parent)
+    except OSError as error:
+        said = f"{unit.outputs[0]}: cannot be written ({error.strerror or error})"
+        return replace(written.outcome, status="failed", output=None, probabilities=None, error=said)
+    return written.outcome
+
+
+@contextmanager
+def _no_parts_left(units: Sequence[Unit]) -> Iterator[None]:
+    """Whoever was stopped or died in the block leaves nothing half written."""
+    try:
+        yield
+    finally:
+        for folder, run in {(part.parent, part.name.split(".")[-4]) for unit in units for part in unit.parts}:
+            # Those of writers of parts, too, whose names hold the part's.
+            for left in [path for path in folder.iterdir() if f".{run}.part." in path.name]:
+                left.unlink(missing_ok=True)
+
+
+# ---- what is told
+
+
+def _tell(outcome: Outcome, outcomes: Mapping[str, Outcome], total: int, crew: _Crew, report: Report) -> None:
+    if outcome.status == "failed":
+        report(Warn(outcome.error))
+    elif outcome.status == "done":
+        peak = outcome.peak_memory_mb
+        memory = f", peak memory {peak} MB" if peak is not None else ""
+        report(Note(f"{outcome.name}: {outcome.seconds:.1f} s{memory} -> {outcome.output}"))
+    counts = {status: sum(o.status == status for o in outcomes.values()) for status in ("already", "failed")}
+    values: dict[str, float | int | str] = {status: count for status, count in counts.items() if count}
+    done = [o.seconds for o in outcomes.values() if o.status == "done"]
+    if done and len(outcomes) < total:
+        values["seconds_left"] = sum(done) / len(done) * (total - len(outcomes)) / max(1, crew.workers)
+    report(Progress("scans", len(outcomes), total, values))
+    if len(outcomes) == total and counts["already"]:
+        report(Note(f"{counts['already']} of {total} were done already"))
+
+
+def _meaning(models: Sequence[Model]) -> dict[str, Any]:
+    """labels.json: what the values mean, and whose answer they are."""
+    names = [", ".join(dict.fromkeys(names)) for names in ([m.path.name for m in models], [m.recipe.name for m in models])]
+    meaning: dict[str, Any] = json.loads(json.dumps({**models[0].labels.to_dict(), "model": names[0], "model_name": names[1]}))
+    return meaning
+
+
+def _write_summary(
+    path: Path, outcomes: Sequence[Outcome], paths: Sequence[Path], models: Sequence[Model], made_of: Making, crew: _Crew
+) -> None:
+    """predict.json: this call's scans, and those that earlier ones left there."""
+    names = {outcome.name for outcome in outcomes}
+    earlier = (_read_json(path) or {}).get("scans", [])
+    kept = [scan for scan in earlier if isinstance(scan, dict) and scan.get("name") not in names] if isinstance(earlier, list) else []
+    summary = {
+        "uxnet": made_of.version,
+        "models": [
+            {"file": str(file), "name": model.recipe.name, "sha256": content}
+            for file, model, content in zip(paths, models, made_of.models, strict=True)
+        ],
+        "settings": json.loads(json.dumps(asdict(crew.settings), default=str)),
+        "workers": crew.workers,
+        "scans": kept + [asdict(outcome) for outcome in outcomes],
+    }
+    write_json(path, summary)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = None
-    if found != described:
-        raise InputError(f"{path}: speaks of another model's label maps; choose another folder, or give --overwrite")
-
-
-def _earlier_scans(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [scan for scan in json.loads(path.read_text(encoding="utf-8"))["scans"] if "name" in scan]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def _reset_peak() -> bool:
-    """Starts a new reading of the peak memory, where the system can (Linux)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _peak_memory_mb() -> int | None:
-    """The largest resident memory of this process since the last reset, in MB (10^6 bytes)."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
         return None
-    match = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return round(int(match.group(1)) * 1024 / 1e6) if match else None
+    return found if isinstance(found, dict) else None
+
+
+def _words(files: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(map(str, files))

@@ -57,6 +57,11 @@ class TorchEngine:
         return result
 
 
+def set_threads(threads: int) -> None:
+    """How many threads torch computes with, in this process."""
+    torch.set_num_threads(threads)
+
+
 def stage_network(stage: Stage, channels: int, classes: int) -> nn.Module:
     """The network of a recipe's stage with fresh weights, for scans of so many channels and labels of so many output channels.
 

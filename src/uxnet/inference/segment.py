@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from uxnet.decide import background_logits, restore_logits
 from uxnet.events import Report, Spent, silent
 from uxnet.inference.prior import refine
-from uxnet.inference.stitch import Engine, Keep, stitch
+from uxnet.inference.stitch import Engine, Room, Sweep, stitch
 from uxnet.labels import Labels
 from uxnet.prepare import Trail, prepare, rule_of_air
 from uxnet.recipe import Inference, Stage
@@ -48,8 +48,7 @@ def segment(
     report: Report = silent,
     *,
     threads: int = 1,
-    batch: int | None = None,
-    keep: Keep = "memory",
+    plan: Callable[[Sweep], Room] | None = None,
     probabilities: NDArray[np.uint8] | None = None,
 ) -> Volume:
     """The label map of a scan, on the scan's own grid.
@@ -62,8 +61,7 @@ def segment(
         stages: preparation, patch and windows of each; every stage after the first is guided by the labels of the one before.
         labels: what the networks' channels mean.
         threads: for what surrounds the engines.
-        batch: windows computed at a time; the recipe's if it is not given.
-        keep: where the logits that wait for later windows are kept.
+        plan: decides, when the first window is computed, how much memory is taken (see stitch).
         probabilities: filled with the first stage's probabilities times 255, (out_channels, I, J, K) on the scan's own grid.
 
     Returns:
@@ -81,8 +79,7 @@ def segment(
         stage.window,
         stage.inference,
         stage.out_channels(labels.out_channels),
-        batch=batch,
-        keep=keep,
+        plan=plan,
         needed=needed,
         nothing=background_logits(labels),
         report=report,

@@ -2,36 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from uxnet.errors import ModelError
-from uxnet.events import Report, silent
-from uxnet.inference.segment import segment
+from uxnet.events import Report, Spent, silent
+from uxnet.inference.average import Averaged, check_mirror, check_same
+from uxnet.inference.components import keep_largest
+from uxnet.inference.engine import load_engines
+from uxnet.inference.memory import expect_room, planner
+from uxnet.inference.precision import trusted
+from uxnet.inference.segment import Ready, make_ready, segment, with_inference
+from uxnet.inference.settings import PLAIN, Settings
 from uxnet.inference.stitch import Engine
-from uxnet.io import read_image
+from uxnet.io import read_image, write_probabilities
 from uxnet.labels import Labels
-from uxnet.model import Model, read_model, read_weights
+from uxnet.model import Model, read_model
 from uxnet.volume import Volume
 
 
 class Segmenter:
-    """A model with the engines that compute its stages."""
+    """A model with the engines that compute its stages, and the settings of the prediction."""
 
-    def __init__(self, model: Model, engines: Sequence[Engine]) -> None:
+    def __init__(self, model: Model, engines: Sequence[Engine], settings: Settings = PLAIN) -> None:
         self.model = model
         self.engines = engines
+        self.settings = settings
+        self.stages = with_inference(model.recipe.stages, overlap=settings.overlap, skip_air=settings.skip_air)
 
     @property
     def labels(self) -> Labels:
         """What the integers of its label maps mean."""
         return self.model.labels
 
-    def segment(self, scan: str | Path | Sequence[str | Path] | Volume, report: Report = silent) -> Volume:
-        """The label map of a scan, on the scan's own grid.
+    def prepare(self, scan: str | Path | Sequence[str | Path] | Volume, report: Report = silent) -> Ready:
+        """A scan, read and prepared; `segment` takes it. Several may be prepared while another is segmented.
 
         Args:
             scan: a file, one file a channel in the model's order, or a Volume.
+
+        Raises:
+            VolumeError: if a file cannot be used.
+            ModelError: if the scan has another number of channels than the model was trained on.
+            MemoryLimitError: if the scan alone would take more memory than it may.
+        """
+        started = time.perf_counter()
+        if not isinstance(scan, Volume):
+            expect_room(_paths(scan), self.settings.memory_limit)
+        volume = scan if isinstance(scan, Volume) else read_image(*_paths(scan), compact=True)
+        report(Spent("read", time.perf_counter() - started))
+        if volume.channels != len(self.model.channels):
+            raise ModelError(
+                f"{volume.name}: it has {volume.channels} channels, the model takes {len(self.model.channels)} "
+                f"({', '.join(self.model.channels)})"
+            )
+        return make_ready(volume, self.stages[0], self.settings.cores, report)
+
+    def segment(
+        self,
+        scan: str | Path | Sequence[str | Path] | Volume | Ready,
+        report: Report = silent,
+        *,
+        probabilities: str | Path | None = None,
+    ) -> Volume:
+        """The label map of a scan, on the scan's own grid.
+
+        Args:
+            scan: a file, one file a channel in the model's order, a Volume, or what `prepare` gave.
+            probabilities: a file (.nii.gz) for the probability of each class, on the scan's own grid; of models with one stage.
 
         Returns:
             (1, I, J, K) values of the smallest integer type; `uxnet.write_labels` writes it.
@@ -39,38 +83,105 @@ class Segmenter:
         Raises:
             VolumeError: if a file cannot be used.
             ModelError: if the scan has another number of channels than the model was trained on.
+            MemoryLimitError: if it would take more memory than it may.
         """
-        volume = scan if isinstance(scan, Volume) else read_image(*_paths(scan))
-        if volume.channels != len(self.model.channels):
-            raise ModelError(
-                f"{volume.name}: it has {volume.channels} channels, the model takes {len(self.model.channels)} "
-                f"({', '.join(self.model.channels)})"
+        if probabilities is not None and len(self.stages) > 1:
+            raise ModelError(f"{self.model.path}: its second stage decides by votes, which are no probabilities; leave them out")
+        ready = scan if isinstance(scan, Ready) else self.prepare(scan, report)
+        trusted(_members(self.engines[0]), ready.image, self.stages[0], report)
+        plan = planner(
+            batch=self.stages[0].inference.batch,
+            threads=self.settings.cores,
+            limit=self.settings.memory_limit,
+            report=report,
+            name=ready.volume.name,
+        )
+        with _probability_file(probabilities, ready, self.model) as probs:
+            found = segment(
+                ready, self.engines, self.stages, self.labels, report, threads=self.settings.cores, plan=plan, probabilities=probs
             )
-        return segment(volume, self.engines, self.model.recipe.stages, self.model.labels, report)
+        started = time.perf_counter()
+        if self.settings.largest:
+            keep_largest(found.array[0], self.labels, self.settings.largest)
+            report(Spent("components", time.perf_counter() - started))
+        return found
 
 
-def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto") -> Segmenter:
+def load_model(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    engine: str = "auto",
+    threads: int = 0,
+    cache: str | Path | None = None,
+) -> Segmenter:
     """A model file, ready to segment.
 
     Args:
         path: a `.uxnet` file.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        precision: "auto", "float32", "bfloat16" or "float16".
+        precision: "auto", "float32", "bfloat16", "float16" or "int8".
+        engine: "auto" (openvino on a CPU, else torch), "openvino" or "torch".
+        threads: that compute; 0 takes one a core.
+        cache: folder of compiled engines; None takes the user's own cache folder.
 
     Raises:
         ModelError: if the file is missing, damaged, or holds weights that do not fit its network.
         DeviceError: if this machine has no such device.
     """
-    # torch takes seconds: only when something is computed
-    from uxnet.inference.engine_torch import TorchEngine, load_weights, stage_network
+    where = None if cache is None else Path(cache)
+    return load_segmenter([path], Settings(device=device, engine=engine, precision=precision, threads=threads, cache=where))
 
-    model, engines = read_model(Path(path)), []
-    for number, stage in enumerate(model.recipe.stages):
-        network = stage_network(stage, len(model.channels), model.labels.out_channels)
-        load_weights(network, read_weights(model, number), str(path))
-        engines.append(TorchEngine(network, device, precision))
-    return Segmenter(model, engines)
+
+def load_segmenter(models: Sequence[str | Path], settings: Settings = PLAIN, report: Report = silent) -> Segmenter:
+    """One model, or several whose logits are averaged, ready to segment.
+
+    Args:
+        models: `.uxnet` files; several (the folds of a cross-validation) must agree in labels, channels, preparation and windows.
+        settings: how.
+
+    Raises:
+        ModelError: if a file is missing or damaged, or several do not fit together.
+        DeviceError: if this machine has not what was asked for.
+        RecipeError: if mirroring was asked for that would confuse left and right.
+    """
+    read = [read_model(Path(path)) for path in models]
+    check_same(read)
+    first = read[0]
+    columns = list(zip(*(load_engines(model, settings, report) for model in read), strict=True))
+    engines: list[Engine] = []
+    for stage, column in zip(first.recipe.stages, columns, strict=True):
+        swap = None
+        if any(settings.mirror):
+            found = check_mirror(settings.mirror, stage.prepare.orientation, first.labels, stage.augment.mirror, report)
+            swap = None if stage.prior else found
+        alone = len(column) == 1 and not any(settings.mirror)
+        engines.append(column[0] if alone else Averaged(column, settings.mirror, swap))
+    return Segmenter(first, engines, settings)
+
+
+def _members(engine: Engine) -> Sequence[Engine]:
+    return engine.engines if isinstance(engine, Averaged) else (engine,)
 
 
 def _paths(scan: str | Path | Sequence[str | Path]) -> list[Path]:
     return [Path(scan)] if isinstance(scan, str | Path) else [Path(p) for p in scan]
+
+
+@contextlib.contextmanager
+def _probability_file(path: str | Path | None, ready: Ready, model: Model) -> Iterator[NDArray[np.uint8] | None]:
+    """A mapped file to be filled with probabilities, which then becomes the compressed one."""
+    if path is None:
+        yield None
+        return
+    shape = (model.labels.out_channels, *ready.volume.geometry.shape)
+    folder = Path(path).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder, prefix=".probabilities.") as file:
+        # Channel after channel, each as NIfTI stores it.
+        stored = np.memmap(file, dtype=np.uint8, mode="w+", shape=shape[:1] + shape[:0:-1])
+        probabilities = stored.transpose(0, 3, 2, 1)
+        yield probabilities
+        names = model.labels.classes if model.labels.regions else ("background", *model.labels.classes)
+        write_probabilities(Path(path), probabilities, ready.volume, names)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+
+def usable_cores() -> int:
+    """How many cores this process may use, which a cluster or container may have limited."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
 
 Mirror = tuple[bool, bool, bool]
 
@@ -36,6 +46,15 @@ class Settings:
     skip_air: bool | None = None
     memory_limit: int | None = None
 
+    @property
+    def cores(self) -> int:
+        """How many threads compute."""
+        return self.threads or usable_cores()
+
     def deciding(self) -> dict[str, Any]:
         """What can change a label: all but where things lie and how much of the machine is used."""
         return {key: value for key, value in asdict(self).items() if key not in ("threads", "cache", "memory_limit")}
+
+
+PLAIN = Settings()
+"""The recipe's own way, on whatever this machine computes with."""

@@ -41,6 +41,14 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
+class Room:
+    """How many windows are computed at a time, and where the overlap of layers is kept."""
+
+    batch: int
+    keep: Keep
+
+
+@dataclass(frozen=True)
 class Sweep:
     """The order in which windows are visited, and what that keeps in memory.
 
@@ -108,8 +116,8 @@ def stitch(
     inference: Inference,
     channels: int,
     *,
-    batch: int | None = None,
     keep: Keep = "memory",
+    plan: Callable[[Sweep], Room] | None = None,
     needed: Callable[[Box], bool] | None = None,
     nothing: NDArray[np.float32] | None = None,
     report: Report = silent,
@@ -121,8 +129,9 @@ def stitch(
         engine: computes a batch of windows.
         patch: the size of a window, (I, J, K).
         channels: of the logits.
-        batch: windows computed at a time; the recipe's if it is not given.
         keep: where the overlap of layers is kept.
+        plan: asked, when the first window is computed and nothing else has been made, where it is kept and how many windows are
+            computed at a time; else `keep` and the recipe's.
         needed: whether a box of the image must be computed.
         nothing: the logits of the background, (channels,), which windows that need not be computed get.
 
@@ -139,25 +148,37 @@ def stitch(
     def computed(places: tuple[int, int, int]) -> bool:
         return needed is None or needed(_inside(_box(sweep, places), before, image.shape[1:])[0])
 
-    windows = [_Window(places, computed(places)) for places in _visits(sweep)]
+    windows: Sequence[_Window] = [_Window(places, computed(places)) for places in _visits(sweep)]
     leaves_out = not all(window.needed for window in windows)
     if leaves_out:
         sweep = Sweep(sweep.tiling, sweep.axes, channels + 1)
-    clock = _Clock()
-    answers = _answers(image, engine, sweep, windows, before, batch or inference.batch, channels, clock, report)
     shares = blend_shares(sweep.tiling, inference.blending)
-    frontier = _Frontier(sweep, keep)
+    clock, done, total = _Clock(), 0, sum(window.needed for window in windows)
+    room, frontier = Room(inference.batch if plan is None else 1, keep), None
     try:
-        for window, logits in answers:
-            share = _outer([shares[axis][place] for axis, place in enumerate(window.places)])
-            box, summed = frontier.add(window.places, logits, share)
-            inside, cut = _inside(box, before, image.shape[1:])
-            piece = summed[(slice(None), *cut)]
+        while windows:
+            group, windows = _next_group(windows, room.batch)
+            cuts = [_cut_window(image, _box(sweep, window.places), before) for window in group if window.needed]
             clock.stop("stitch")
-            yield inside, _whole(piece, nothing) if leaves_out else piece
-            clock.start()
+            answers = iter(_checked(engine.infer(np.stack(cuts)), channels) if cuts else ())
+            clock.stop("network")
+            if frontier is None:
+                room = room if plan is None else plan(sweep)
+                frontier = _Frontier(sweep, room.keep)
+            for window in group:
+                share = _outer([shares[axis][place] for axis, place in enumerate(window.places)])
+                box, summed = frontier.add(window.places, next(answers) if window.needed else None, share)
+                inside, cut = _inside(box, before, image.shape[1:])
+                piece = summed[(slice(None), *cut)]
+                clock.stop("stitch")
+                yield inside, _whole(piece, nothing) if leaves_out else piece
+                clock.start()
+            done += len(cuts)
+            if cuts:
+                report(Progress("windows", done, total))
     finally:
-        frontier.close()
+        if frontier is not None:
+            frontier.close()
     for part, seconds in clock.spent.items():
         report(Spent(part, seconds))
 
@@ -216,35 +237,14 @@ def _visits(sweep: Sweep) -> list[tuple[int, int, int]]:
     return visits
 
 
-def _answers(
-    image: Image,
-    engine: Engine,
-    sweep: Sweep,
-    windows: Sequence[_Window],
-    before: tuple[int, ...],
-    batch: int,
-    channels: int,
-    clock: _Clock,
-    report: Report,
-) -> Iterator[tuple[_Window, NDArray[np.float32] | None]]:
-    """Each window with its logits, or with None where it is left out; several are computed at once."""
-    waiting: list[_Window] = []
-    wanted, total, done = 0, sum(window.needed for window in windows), 0
-    for number, window in enumerate(windows):
-        waiting.append(window)
+def _next_group(windows: Sequence[_Window], batch: int) -> tuple[Sequence[_Window], Sequence[_Window]]:
+    """The windows up to the one that fills a batch, and those after it."""
+    wanted = 0
+    for number, window in enumerate(windows, start=1):
         wanted += window.needed
-        if wanted < batch and number + 1 < len(windows):
-            continue
-        group = [_cut_window(image, _box(sweep, w.places), before) for w in waiting if w.needed]
-        clock.stop("stitch")
-        logits = iter(_checked(engine.infer(np.stack(group)), channels) if group else ())
-        clock.stop("network")
-        for one in waiting:
-            yield one, next(logits) if one.needed else None
-        done += len(group)
-        if group:
-            report(Progress("windows", done, total))
-        waiting, wanted = [], 0
+        if wanted == batch:
+            return windows[:number], windows[number:]
+    return windows, ()
 
 
 def _checked(logits: NDArray[np.float32], channels: int) -> NDArray[np.float32]:

@@ -1,0 +1,104 @@
+"""Which engine computes a model: OpenVINO on a CPU, torch on CUDA and MPS, or what was asked for."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from uxnet.errors import DeviceError, ModelError
+from uxnet.events import Report, Warn, silent
+from uxnet.inference.engine_openvino import Cache, default_cache, key, open_engine
+from uxnet.inference.openvino import bfloat16_here
+from uxnet.inference.precision import Cautious
+from uxnet.inference.settings import Settings
+from uxnet.inference.stitch import Engine
+from uxnet.model import Model, read_weights
+
+ENGINES = ("auto", "openvino", "torch")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
+
+
+def load_engines(model: Model, settings: Settings, report: Report = silent) -> list[Engine]:
+    """The engines that compute a model's stages.
+
+    torch is imported only where it is needed: for its own engine, to convert a network for the first time, and to look for CUDA or MPS
+    where there is a sign of them.
+
+    Raises:
+        DeviceError: if the machine does not have what was asked for.
+        ModelError: if the file is damaged, its weights do not fit its network, or it has no such variant.
+    """
+    for what, value, known in (("engine", settings.engine, ENGINES), ("precision", settings.precision, PRECISIONS)):
+        if value not in known:
+            raise DeviceError(f"{value!r} is no {what}; write one of {', '.join(known)}")
+    on_cpu = settings.device == "cpu" or (settings.device == "auto" and (settings.engine == "openvino" or not _accelerator()))
+    if settings.engine == "torch" or not on_cpu:
+        if settings.engine == "openvino":
+            raise DeviceError(f"the engine openvino computes on CPUs, not on {settings.device}; use --device cpu or --engine torch")
+        if settings.precision == "int8":
+            raise DeviceError("int8 is computed by the engine openvino on CPUs; use --device cpu, or another precision")
+        return [_torch_engine(model, number, settings) for number in range(len(model.recipe.stages))]
+    if settings.precision == "float16":
+        raise DeviceError("float16 is not supported on CPUs; use bfloat16, float32 or auto")
+    if settings.precision == "bfloat16" and not bfloat16_here():
+        raise DeviceError("this processor does not compute in bfloat16; use --precision float32 or auto, or --engine torch to emulate it")
+    try:
+        return [_openvino_engine(model, number, settings, report) for number in range(len(model.recipe.stages))]
+    except (DeviceError, ModelError) as error:
+        if settings.engine == "openvino" or settings.precision == "int8":
+            raise
+        report(Warn(f"{model.path}: computed by torch, which is slower, since OpenVINO cannot ({error})"))
+        return [_torch_engine(model, number, settings) for number in range(len(model.recipe.stages))]
+
+
+def _openvino_engine(model: Model, stage: int, settings: Settings, report: Report) -> Engine:
+    cache = Cache(settings.cache or default_cache(), report)
+
+    def opened(precision: str) -> Engine:
+        return open_engine(model, stage, precision, threads=settings.cores, cache=cache)
+
+    if settings.precision != "auto":
+        return opened(settings.precision)
+    if not bfloat16_here():
+        return opened("float32")
+    name = f"{key(model, stage, 'bfloat16', 'self-check', platform.machine())}.json"
+    kept = cache.read(name)
+    return Cautious(
+        opened("bfloat16"),
+        lambda: opened("float32"),
+        model.labels,
+        known=None if kept is None else float(json.loads(kept)["differ"]),
+        keep=lambda share: cache.write(name, json.dumps({"differ": share}).encode()),
+        guided=model.recipe.stages[stage].prior is not None,
+    )
+
+
+def _torch_engine(model: Model, stage: int, settings: Settings) -> Engine:
+    from uxnet.inference.engine_torch import TorchEngine, load_weights, set_threads, stage_network
+
+    if settings.threads:
+        set_threads(settings.threads)
+
+    def opened(precision: str) -> TorchEngine:
+        network = stage_network(model.recipe.stages[stage], len(model.channels), model.labels.out_channels)
+        load_weights(network, read_weights(model, stage), str(model.path))
+        return TorchEngine(network, settings.device, precision)
+
+    engine = opened(settings.precision)
+    if settings.precision == "auto" and engine.device.type == "cpu" and engine.precision != "float32":
+        return Cautious(engine, lambda: opened("float32"), model.labels, guided=model.recipe.stages[stage].prior is not None)
+    return engine
+
+
+def _accelerator() -> bool:
+    """Whether torch finds CUDA or MPS; it is asked only where something speaks for one, since importing it takes seconds."""
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    nvidia = Path("/dev/nvidia0").exists() or Path("/dev/dxg").exists() or sys.platform == "win32"
+    if not (apple or nvidia) or find_spec("torch") is None:
+        return False
+    from uxnet.devices import choose_device
+
+    return choose_device("auto").type != "cpu"

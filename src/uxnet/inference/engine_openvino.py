@@ -1,0 +1,216 @@
+"""The engine for CPUs: OpenVINO, without torch once a network has been converted.
+
+A network is converted once for each window, and compiled once for each precision and processor; both are kept in a cache folder, named
+by a hash of everything that they depend on. What is torn, foreign or of another version in there is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uxnet.errors import DeviceError, ModelError
+from uxnet.events import Report, Warn, silent
+from uxnet.inference.openvino import quiet_openvino
+from uxnet.io import atomic
+from uxnet.model import Model, read_weights
+
+_GRAPH = 1  # counts up when the same weights become another graph
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder of compiled engines; whoever may write to it may change what is computed, so it is the user's own."""
+
+    folder: Path
+    report: Report = silent
+
+    def read(self, name: str) -> bytes | None:
+        """The content that was written under a name; None if there is none, or it is not whole."""
+        try:
+            content = (self.folder / name).read_bytes()
+        except OSError:
+            return None
+        digest, blob = content[:32], content[32:]
+        return blob if hashlib.sha256(blob).digest() == digest else None
+
+    def write(self, name: str, blob: bytes) -> None:
+        """Keeps content under a name; a folder that cannot be written is warned of."""
+        try:
+            with atomic(self.folder / name) as temporary:
+                temporary.write_bytes(hashlib.sha256(blob).digest() + blob)
+        except OSError as error:
+            self.report(Warn(f"{self.folder}: the compiled engine cannot be kept there ({error}); it is compiled again each time"))
+
+
+class OpenVINOEngine:
+    """Computes windows with a compiled network.
+
+    Args:
+        compiled: an `openvino.CompiledModel` of one window.
+        precision: "float32", "bfloat16" or "int8".
+    """
+
+    def __init__(self, compiled: Any, precision: str) -> None:
+        self.precision = precision
+        self._request = compiled.create_infer_request()
+
+    def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, C, I, J, K) float32 -> logits (N, out_channels, I, J, K) float32.
+
+        Raises:
+            DeviceError: if there is not the memory for it.
+        """
+        answers = []
+        for window in batch:
+            try:
+                found = self._request.infer([np.ascontiguousarray(window[np.newaxis])], share_inputs=True, share_outputs=True)[0]
+            except RuntimeError as error:
+                raise DeviceError(f"OpenVINO could not compute a window of {batch.shape[2:]}: {error}") from error
+            # The array is OpenVINO's own and is written to again; a single window is used up before that.
+            answers.append(found if len(batch) == 1 else found.copy())
+        return answers[0] if len(answers) == 1 else np.concatenate(answers)
+
+
+def default_cache() -> Path:
+    """The user's own cache folder for compiled engines."""
+    import os
+
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "uxnet"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", str(Path.home() / "AppData" / "Local"))) / "uxnet" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uxnet"
+
+
+def open_engine(model: Model, stage: int, precision: str, *, threads: int, cache: Cache) -> OpenVINOEngine:
+    """The engine of one stage of a model.
+
+    Args:
+        precision: "float32", "bfloat16" or "int8"; int8 is a variant that the model file must hold (`uxnet quantise`).
+        threads: that compute.
+        cache: where what was made before is found, and what is made is kept.
+
+    Raises:
+        ModelError: if the weights are damaged, the network cannot be converted, or there is no such variant.
+        DeviceError: if OpenVINO is not installed or cannot compile the network.
+    """
+    openvino = quiet_openvino()
+    core = openvino.Core()
+    properties = {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],  # without it, OpenVINO takes bfloat16 by itself where there is any
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    name = f"{key(model, stage, precision, _machine(core), threads)}.blob"
+    blob = cache.read(name)
+    if blob is not None:
+        try:
+            return OpenVINOEngine(core.import_model(blob, "CPU"), precision)
+        except (RuntimeError, TypeError):
+            pass  # of another build, though of the same version: compiled anew
+    graph = _read_graph(core, model, stage, precision, cache)
+    try:
+        compiled = core.compile_model(graph, "CPU", properties)
+    except RuntimeError as error:
+        raise DeviceError(f"{model.path}: OpenVINO cannot compile its network here ({error}); use --engine torch") from error
+    cache.write(name, _exported(compiled))
+    return OpenVINOEngine(compiled, precision)
+
+
+def key(model: Model, stage: int, precision: str, *more: Any) -> str:
+    """A hash of everything that a graph depends on, and of what else is given.
+
+    The weights count by the hash that the model file declares; they are checked against it when they are read.
+    """
+    declared, recipe = model.description["stages"][stage], model.recipe.stages[stage]
+    variant = [v for v in model.description.get("variants", []) if v.get("precision") == precision] if precision == "int8" else []
+    parts = {
+        "graph": _GRAPH,
+        "openvino": str(quiet_openvino().__version__),
+        "weights": declared["sha256"],
+        "network": [recipe.network.name, _plain(recipe.network.settings)],
+        "channels": [declared["in_channels"], declared["out_channels"]],
+        "window": list(recipe.window),
+        "variant": variant,
+        "more": [precision, *map(str, more)] if more else [],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _read_graph(core: Any, model: Model, stage: int, precision: str, cache: Cache) -> Any:
+    """The graph: shipped with the model, kept in the cache, or converted by torch."""
+    if precision == "int8":
+        from uxnet.model import read_variant
+
+        return _graph_of(core, *read_variant(model, precision, stage))
+    name = f"{key(model, stage, precision)}.graph"
+    kept = cache.read(name)
+    if kept is not None:
+        length = int.from_bytes(kept[:8], "little")
+        return _graph_of(core, kept[8 : 8 + length], kept[8 + length :])
+    graph = convert(model, stage)
+    xml, weights = graph_bytes(graph)
+    cache.write(name, len(xml).to_bytes(8, "little") + xml + weights)
+    return graph
+
+
+def convert(model: Model, stage: int) -> Any:
+    """The network of one stage as an `openvino.Model` in float32. Imports torch.
+
+    Raises:
+        ModelError: if the weights are damaged, or OpenVINO cannot express the network.
+    """
+    from uxnet.inference.engine_torch import load_weights, stage_network
+    from uxnet.inference.graph import to_openvino
+
+    settings = model.recipe.stages[stage]
+    network = stage_network(settings, len(model.channels), model.labels.out_channels)
+    load_weights(network, read_weights(model, stage), str(model.path))
+    return to_openvino(network, settings.in_channels(len(model.channels)), settings.window)
+
+
+def graph_bytes(graph: Any) -> tuple[bytes, bytes]:
+    """An `openvino.Model` as the two files of OpenVINO's own format: description (XML) and numbers."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.xml"
+        quiet_openvino().save_model(graph, str(path), compress_to_fp16=False)
+        return path.read_bytes(), path.with_suffix(".bin").read_bytes()
+
+
+def _graph_of(core: Any, xml: bytes, weights: bytes) -> Any:
+    try:
+        return core.read_model(xml, np.frombuffer(weights, dtype=np.uint8) if weights else None)
+    except (RuntimeError, TypeError):
+        openvino = quiet_openvino()
+        try:
+            return core.read_model(xml, openvino.Tensor(np.frombuffer(weights, dtype=np.uint8).copy()))
+        except RuntimeError as error:
+            raise ModelError(f"the graph cannot be read by openvino {openvino.__version__} ({error})") from error
+
+
+def _exported(compiled: Any) -> bytes:
+    exported = compiled.export_model()
+    return bytes(exported.getvalue() if hasattr(exported, "getvalue") else exported)
+
+
+def _machine(core: Any) -> str:
+    return json.dumps(
+        [platform.system(), core.get_property("CPU", "FULL_DEVICE_NAME"), core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
+    )
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: settings[name] for name in sorted(settings)}

@@ -1,0 +1,165 @@
+"""What is done already: which content outputs were made from, in files that are only ever added to.
+
+Each run (or shard of one) has a file of its own in the folder of the outputs, predict.jsonl or predict.1-of-4.jsonl, so that several can
+write at the same time; all of them are read. A record is written before its outputs take their places: an output that stands there
+and is not explained by a record was not written here, or was changed since.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uxnet
+from uxnet.errors import InputError
+from uxnet.inference.settings import Settings
+from uxnet.io import sha256
+from uxnet.records import Record, read_records
+
+
+@dataclass(frozen=True)
+class Making:
+    """Everything that decides an output, besides its input.
+
+    models: sha256 of each model file.
+    settings: `Settings.deciding()`, as JSON gives it back.
+    probabilities: whether they are written, too.
+    version: of uxnet.
+    """
+
+    models: tuple[str, ...]
+    settings: Mapping[str, Any]
+    probabilities: bool
+    version: str
+
+    def key(self, inputs: Sequence[str]) -> str:
+        """What the outputs of an input are known by; `inputs` are the sha256 of its files, in their order."""
+        told = [self.version, self.models, dict(self.settings), self.probabilities, list(inputs)]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    def record(self) -> Record:
+        """Its part of a record."""
+        return {
+            "uxnet": self.version,
+            "models": list(self.models),
+            "settings": dict(self.settings),
+            "probabilities": self.probabilities,
+        }
+
+    def difference(self, record: Record) -> str:
+        """What a record's outputs were made with that is not so now, in words; empty if there is nothing."""
+        if record.get("models") != list(self.models):
+            return "another model"
+        if record.get("uxnet") != self.version:
+            return f"uxnet {record.get('uxnet')}, this is {self.version}"
+        then, now = record.get("settings"), dict(self.settings)
+        if then != now:
+            then = then if isinstance(then, dict) else {}
+            name = next((key for key in now if key not in then or then[key] != now[key]), "")
+            return f"{name} {_worded(then.get(name))}, not {_worded(now[name])}" if name else "other settings"
+        if record.get("probabilities") != self.probabilities:
+            return "probabilities" if record.get("probabilities") else "no probabilities"
+        return ""
+
+
+def making(models: Sequence[Path], settings: Settings, probabilities: bool) -> Making:
+    """How outputs are made now.
+
+    Raises:
+        OSError: if a model file cannot be read.
+    """
+    deciding = json.loads(json.dumps(settings.deciding()))
+    return Making(tuple(sha256(path) for path in models), deciding, probabilities, uxnet.__version__)
+
+
+def read_ledger(folder: Path) -> dict[str, Record]:
+    """The latest record of each name; those that are damaged are left out, as if what they say was not done."""
+    latest: dict[str, Record] = {}
+    for path in sorted(folder.glob("predict*.jsonl")):
+        for record in read_records(path):
+            kinds = {"name": str, "key": str, "finished": float, "outputs": dict, "figures": dict}
+            if all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
+                before = latest.get(record["name"])
+                if before is None or before["finished"] <= record["finished"]:
+                    latest[record["name"]] = record
+    return latest
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What a record says of an output: its content and size."""
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}
+
+
+def unexplained(outputs: Sequence[Path], record: Record | None, now: Making) -> str:
+    """Why outputs that exist must not be taken for ours, as far as can be told without reading them through; empty if they may.
+
+    What is torn may be replaced; what is whole and not what was written was put there by someone.
+    """
+    there = [path for path in outputs if path.exists()]
+    if not there:
+        return ""
+    if record is None:
+        return "nothing in its folder says what it was made from"
+    difference = now.difference(record)
+    if difference:
+        return f"it was made with {difference}"
+    for path in there:
+        told = record["outputs"].get(path.name)
+        if (told is None or path.stat().st_size != told.get("bytes")) and not is_torn(path):
+            return "it is not what was written there"
+    return ""
+
+
+def is_done(outputs: Sequence[Path], record: Record | None, key: str, source: Path, overwrite: bool) -> bool:
+    """Whether outputs are there that were made from the very same content; if not, they are to be made.
+
+    Args:
+        key: of the input as it is now (`Making.key`).
+        source: the input, for the message.
+        overwrite: whatever else stands there is to be replaced.
+
+    Raises:
+        InputError: if what stands there must not be replaced unasked: it was made from another input, or changed since.
+    """
+    there = [path for path in outputs if path.exists()]
+    told = record["outputs"] if record else {}
+    changed = [path for path in there if not path.is_file() or sha256(path) != told.get(path.name, {}).get("sha256")]
+    if record and record["key"] == key and len(there) == len(outputs) and not changed:
+        return True
+    if overwrite or not there:
+        return False
+    foreign = [path for path in changed if not is_torn(path)]
+    if foreign:
+        raise InputError(f"{foreign[0]}: it is not what was written there, someone changed it; give --overwrite, or another folder")
+    if record and record["key"] != key and len(changed) < len(there):
+        raise InputError(f"{source}: it has changed since {there[0]} was made from it; give --overwrite, or another folder")
+    return False
+
+
+def is_torn(path: Path) -> bool:
+    """Whether a file is empty, or compressed and damaged or cut short: no work of anybody's."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        magic = file.read(2)
+    if magic != b"\x1f\x8b":
+        return not magic
+    try:
+        with gzip.open(path) as file:
+            while file.read(2**20):
+                pass
+    except (OSError, EOFError, zlib.error):
+        return True
+    return False
+
+
+def _worded(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_worded, value)) or "nothing"
+    return {None: "by the recipe", True: "yes", False: "no"}.get(value, str(value)) if not isinstance(value, float) else f"{value:g}"

@@ -1,0 +1,182 @@
+"""How much memory a scan takes, told and kept before it is taken.
+
+    peak = what the process holds once the first window is computed (engine, scan, prepared image, label map)
+         + what one more window at a time would take, for windows computed together
+         + the frontier: what later windows will add to (see stitch.Sweep), linear in classes, section and overlap
+         + scratch, for what decides labels on several threads
+
+There is no term of classes times scan. Where the frontier does not fit, its largest part is kept in half precision, then in a file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from uxnet.errors import MemoryLimitError
+from uxnet.events import Note, Report, Warn
+from uxnet.inference.stitch import Keep, Room, Sweep
+from uxnet.io import read_geometry, voxel_bytes
+
+_SCRATCH = 24_000_000  # bytes a thread at most; less where a piece of logits is smaller than what is in work at once
+_UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_KEEPS: tuple[Keep, ...] = ("memory", "half", "file")
+_SAID = {
+    "memory": "in memory",
+    "half": "in half precision, since it would not fit otherwise",
+    "file": "its largest part in a temporary file, since it would not fit otherwise",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a scan will take.
+
+    room: windows at a time, and where the frontier is kept.
+    now: bytes that the process holds with the first window computed.
+    more_windows: bytes that the others of a batch take.
+    frontier, scratch: bytes.
+    """
+
+    room: Room
+    now: int
+    more_windows: int
+    frontier: int
+    scratch: int
+
+    @property
+    def total(self) -> int:
+        """The peak, in bytes."""
+        return self.now + self.more_windows + self.frontier + self.scratch
+
+
+def plan_memory(
+    sweep: Sweep, *, now: int, a_window: int, batch: int, threads: int, limit: int, strict: bool, report: Report, name: str
+) -> Plan:
+    """The plan that fits the limit, the most exact and quickest first; it is reported.
+
+    Args:
+        sweep: of the scan.
+        now: bytes that the process holds with the first window computed.
+        a_window: bytes that computing it took.
+        batch: windows that the recipe computes at a time.
+        threads: that decide labels.
+        limit: bytes that the process may take.
+        strict: whether the limit was asked for; one that was only guessed is warned of.
+        name: of the scan, for the message.
+
+    Raises:
+        MemoryLimitError: if the limit was asked for and does not suffice; it says what would.
+    """
+
+    def plan(windows: int, keep: Keep) -> Plan:
+        scratch = min(_SCRATCH * max(1, threads), 4 * sweep.channels * math.prod(sweep.tiling.patch))
+        return Plan(Room(windows, keep), now, (windows - 1) * a_window, sweep.nbytes(keep), scratch)
+
+    plans = [plan(windows, keep) for keep in _KEEPS for windows in range(batch, 0, -1)]
+    chosen = next((one for one in plans if one.total <= limit), None)
+    if chosen is None:
+        chosen = min(plans, key=lambda one: one.total)
+        said = f"{name}: it takes at least {in_gb(chosen.total)} of memory, and {in_gb(limit)} are "
+        if strict:
+            raise MemoryLimitError(said + "the limit; allow more, or use another machine")
+        report(Warn(said + "free on this machine; it is tried nevertheless"))
+    report(Note(f"{name}: {told(chosen, sweep)}"))
+    return chosen
+
+
+def told(plan: Plan, sweep: Sweep) -> str:
+    """The formula, in a line."""
+    sides = " x ".join(map(str, sweep.layers))
+    window = f" + {in_gb(plan.more_windows)} for {plan.room.batch} windows at a time" if plan.room.batch > 1 else ""
+    return (
+        f"memory {in_gb(plan.total)} at most = {in_gb(plan.now)} with the scan read and a window computed{window} + "
+        f"{in_gb(plan.frontier)} for windows that overlap ({sweep.channels} channels x {sides} voxels between two layers and less "
+        f"between rows, {_SAID[plan.room.keep]}) + {in_gb(plan.scratch)} to decide"
+    )
+
+
+def expect_room(files: Sequence[Path], limit: int | None) -> None:
+    """Refuses a scan that is too large by itself, before it is read: its voxels as stored, and one byte of label each.
+
+    Raises:
+        MemoryLimitError: if that is more than the limit leaves.
+        VolumeError: if a file's header cannot be read.
+    """
+    if limit is None:
+        return
+    stored = sum(voxel_bytes(file) for file in files) + math.prod(read_geometry(files[0]).shape)
+    least = held() + stored
+    if least > limit:
+        raise MemoryLimitError(
+            f"{files[0]}: it takes at least {in_gb(least)} of memory, {in_gb(stored)} of them for its voxels alone, and "
+            f"{in_gb(limit)} are the limit; allow more, or use another machine"
+        )
+
+
+def parse_size(text: str) -> int:
+    """Bytes, of "4GB", "512 MB", "1.5GiB" or a plain number.
+
+    Raises:
+        MemoryLimitError: if it is no size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
+    if not match or match.group(2) not in _UNITS or float(match.group(1)) <= 0:
+        raise MemoryLimitError(f"{text!r} is no amount of memory; write for example 4GB, 512MB or 1.5GiB")
+    return int(float(match.group(1)) * _UNITS[match.group(2)])
+
+
+def in_gb(size: int) -> str:
+    """A number of bytes, readable."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
+def held() -> int:
+    """Bytes of memory that this process holds."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def free() -> int:
+    """Bytes that this process could still take: what the machine has free, or its container's limit leaves."""
+    available = int(psutil.virtual_memory().available)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            available = min(available, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return max(available, 0)
+
+
+def planner(*, batch: int, threads: int, limit: int | None, report: Report, name: str) -> Callable[[Sweep], Room]:
+    """A function to be called when the first window is computed: it measures, plans and reports.
+
+    Args:
+        limit: bytes that the process may take; None for what is free.
+    """
+    before = held()
+
+    def plan(sweep: Sweep) -> Room:
+        now = held()
+        allowed = now + free() if limit is None else limit
+        a_window = max(0, now - before)
+        return plan_memory(
+            sweep,
+            now=now,
+            a_window=a_window,
+            batch=batch,
+            threads=threads,
+            limit=allowed,
+            strict=limit is not None,
+            report=report,
+            name=name,
+        ).room
+
+    return plan

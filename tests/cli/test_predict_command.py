@@ -1,0 +1,191 @@
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from uxnet.cli.main import main
+from uxnet.cli.predict import show
+from uxnet.inference.settings import Settings
+from uxnet.inference.unit import Outcome
+
+
+def run(*arguments):
+    """The exit code of a command line, however it comes."""
+    try:
+        return main([str(a) for a in arguments])
+    except SystemExit as end:
+        return end.code
+
+
+def scan(path, shape=(17, 12, 20), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = np.random.default_rng(seed).normal(0, 1, shape).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.diag([-1.5, 1, 2, 1])), path)
+    return path
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the command line hands to `predict`, which does nothing: a list of its calls, positional arguments last."""
+    calls = []
+
+    def predict(models, scans, out, **keywords):
+        calls.append({**keywords, "models": models, "scans": scans, "out": out})
+        return []
+
+    monkeypatch.setattr("uxnet.inference.cohort.predict", predict)
+    return calls
+
+
+def test_predict_then_evaluate(capsys, tmp_path, tiny_model):
+    folder = tmp_path / "in [1]"
+    for n in range(2):
+        scan(folder / f"case {n}.nii.gz", seed=n)
+    (folder / "broken.nii.gz").write_bytes(b"nothing")
+    out = tmp_path / "out [b]"
+    command = ["predict", tiny_model(), folder, "-o", out, "--device", "cpu", "--precision", "float32"]
+    assert run(*command) == 1
+    said = capsys.readouterr()
+    assert f"2 of 3 scans segmented into {out}" in said.out
+    assert "failed: broken" in said.out
+    assert "broken.nii.gz" in said.err
+    names = {"case 0.nii.gz", "case 1.nii.gz", "labels.json", "predict.json", "predict.jsonl"}
+    assert {p.name for p in out.iterdir()} == names
+    # A second time nothing is done twice, nor by a shard or in this process.
+    before = {name: (out / name).stat().st_mtime_ns for name in names if name.endswith(".nii.gz")}
+    (folder / "broken.nii.gz").unlink()
+    for more in ([], ["--workers", "0"], ["--shard", "1/1"]):
+        assert run(*command, *more) == 0
+        said = capsys.readouterr()
+        assert "2 of 2 scans segmented" in said.out
+        assert "2 of them were done already" in said.out
+        assert "2 of 2 were done already" in said.err
+    assert {name: (out / name).stat().st_mtime_ns for name in before} == before
+    # With another setting it is refused, unless asked for.
+    other = ["predict", tiny_model(), folder / "case 0.nii.gz", "-o", out, "--device", "cpu", "--precision", "float32", "--overlap", "0.25"]
+    assert run(*other) == 1
+    said = capsys.readouterr().err
+    assert "case 0.nii.gz: exists already, and it was made with overlap by the recipe, not 0.25" in said
+    assert "--overwrite" in said
+    assert run(*other, "--overwrite") == 0
+    capsys.readouterr()
+    # What it wrote is what `evaluate` reads, the names of the classes with it.
+    assert run("evaluate", out / "case 0.nii.gz", out / "case 0.nii.gz", "--labels", out / "labels.json", "-o", tmp_path / "m.json") == 0
+    assert "bright" in capsys.readouterr().out
+
+
+def test_predict_with_a_manifest(capsys, tmp_path, tiny_model):
+    scan(tmp_path / "t1.nii.gz", seed=1)
+    scan(tmp_path / "t2.nii.gz", seed=2)
+    (tmp_path / "scans.json").write_text(json.dumps({"patient 1": ["t1.nii.gz", "t2.nii.gz"]}))
+    assert run("predict", tiny_model(2), tmp_path / "scans.json", "-o", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "patient 1.nii.gz").is_file()
+    scan(tmp_path / "p_0000.nii.gz")
+    assert run("predict", tiny_model(2), tmp_path / "p_0000.nii.gz", "-o", tmp_path / "other") == 1
+    assert "channel 0001 of the scan p is missing" in capsys.readouterr().err
+
+
+def test_every_flag_reaches_the_prediction(asked, tmp_path, tiny_model):
+    path, other = scan(tmp_path / "a.nii.gz"), tmp_path / "fold 2.uxnet"
+    other.write_bytes(tiny_model().read_bytes())
+    assert run("predict", tiny_model(), path, other, "-o", tmp_path / "out") == 0
+    call = asked.pop()
+    assert call["models"] == [tiny_model(), other]
+    assert [s.files for s in call["scans"]] == [(path,)]
+    assert call["out"] == tmp_path / "out"
+    assert call["settings"] == Settings()
+    assert {k: call[k] for k in ("workers", "part", "cluster", "probabilities", "overwrite")} == {
+        "workers": None,
+        "part": None,
+        "cluster": None,
+        "probabilities": False,
+        "overwrite": False,
+    }
+    given = "--device cuda:1 --engine torch --precision int8 --threads 3 --workers 2 --shard 2/7 --ray local --overlap 0.25 --mirror kj"
+    given += " --largest dark --largest bright --probabilities --memory-limit 1.5GiB --no-skip-air --overwrite"
+    assert run("predict", tiny_model(), path, "-o", tmp_path / "out", *given.split(), "--cache", tmp_path) == 0
+    call = asked.pop()
+    assert call["settings"] == Settings(
+        device="cuda:1",
+        engine="torch",
+        precision="int8",
+        threads=3,
+        cache=tmp_path,
+        overlap=0.25,
+        mirror=(False, True, True),
+        largest=("bright", "dark"),
+        skip_air=False,
+        memory_limit=3 * 2**29,
+    )
+    assert (call["workers"], call["part"], call["cluster"], call["probabilities"], call["overwrite"]) == (2, "2/7", "local", True, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "value"),
+    [
+        ("--mirror none", "mirror", (False, False, False)),
+        ("--mirror recipe", "mirror", (False, True, False)),  # as the tiny recipe trains
+        ("--mirror ijk", "mirror", (True, True, True)),
+        ("--largest all", "largest", ("bright", "dark")),
+        ("--skip-air", "skip_air", True),
+        ("--memory-limit 512MB", "memory_limit", 512_000_000),
+    ],
+)
+def test_words_for_settings(asked, tmp_path, tiny_model, given, name, value):
+    assert run("predict", tiny_model(), scan(tmp_path / "a.nii.gz"), "-o", tmp_path / "out", *given.split()) == 0
+    assert getattr(asked.pop()["settings"], name) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("{scan}", "no model: name at least one .uxnet file"),
+        ("{model}", "no input: name at least one file or folder"),
+        ("{model} {tmp}/none.uxnet {scan}", "none.uxnet: there is no such model file"),
+        ("{model} {two} {scan}", "2.uxnet: "),
+        ("{model} {scan} --mirror left", "--mirror 'left': give none, recipe, or letters of i, j and k"),
+        ("{model} {scan} --mirror ii", "--mirror 'ii'"),
+        ("{model} {scan} --largest liver", "--largest 'liver': the model knows no such structure, but bright, dark"),
+        ("{model} {scan} --overlap 1", "--overlap 1: "),
+        ("{model} {scan} --overlap -0.1", "--overlap -0.1: "),
+        ("{model} {scan} --threads -1", "--threads -1: "),
+        ("{model} {scan} --workers -1", "--workers -1: "),
+        ("{model} {scan} --memory-limit much", "'much' is no amount of memory"),
+        ("{model} {scan} --shard 5/4", "'5/4' is no shard"),
+        ("{model} {scan} --skip-air --no-skip-air", "contradict each other"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_done(capsys, tmp_path, tiny_model, given, words):
+    path = scan(tmp_path / "a.nii.gz")
+    filled = [part.format(scan=path, model=tiny_model(), two=tiny_model(2), tmp=tmp_path) for part in given.split()]
+    assert run("predict", *filled, "-o", tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("uxnet predict: ") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def outcome(n, status="done"):
+    figures = {"seconds": 2.0, "peak_memory_mb": 100 + n, "windows": 8, "timings": {"network": 4.0}}
+    return Outcome(f"scan [{n}]", (f"{n}.nii",), status, **figures, error=f"{n}.nii: bad [/]" if status == "failed" else "")
+
+
+def test_a_short_list_is_a_table_and_of_a_long_one_only_failures_are_shown(capsys):
+    from rich.console import Console
+
+    mixed = [outcome(0), outcome(1, "already"), outcome(2, "failed")]
+    show(Console(width=100), mixed, Path("out"))
+    out = capsys.readouterr().out
+    for n, status in enumerate(["done", "already", "failed"]):
+        (line,) = [line for line in out.splitlines() if f"scan [{n}]" in line and "failed: " not in line]
+        assert status in line
+        assert "2.00" in line  # windows a second
+    assert "2.nii: bad [/]" in out
+    assert "2 of 3 scans segmented into out, 1 of them were done already" in out
+    show(Console(width=100), [outcome(n) for n in range(40)] + [outcome(40, "failed")], Path("out"))
+    out = capsys.readouterr().out
+    assert "scan [7]" not in out
+    assert "failed: scan [40]: 40.nii: bad [/]" in out
+    assert "40 of 41 scans segmented into out; 2.0 s a scan, peak memory of a process 139 MB" in out

@@ -1,0 +1,12 @@
+"""A unit of a cohort that tests hand to other processes, which find it by import."""
+
+import os
+
+import uxnet.inference.unit
+
+
+def do_scan(desk, unit, report):
+    """Does a scan, but dies over the one that is called so."""
+    if unit.scan.name == "deadly":
+        os._exit(9)
+    return uxnet.inference.unit.do_scan(desk, unit, report)
