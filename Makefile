@@ -6,6 +6,9 @@ STAMP := $(VENV)/.installed
 # Real labelled volumes, where there are any; tests that need them are skipped without.
 DATA ?= ../shared/data
 
+# A CT for the benchmark of inference.
+CT := $(firstword $(wildcard $(DATA)/abdomen_ct_unlabelled/images/*.nii.gz))
+
 .PHONY: demo test lint bench clean
 
 demo: $(STAMP)
@@ -22,6 +25,8 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/networks.py
+	$(if $(CT),$(BIN)/python benchmarks/inference.py $(CT))
+	$(BIN)/python benchmarks/memory.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

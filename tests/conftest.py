@@ -14,6 +14,12 @@ def pytest_addoption(parser):
     parser.addoption("--data", default=None, help="folder with the real datasets (hippocampus, abdomen_ct, ...)")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_our_own(tmp_path_factory):
+    """Compiled engines go where tests may write, here and in the processes that tests start."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def data_dir(request) -> Path:
     """The folder of real datasets; tests that need it are skipped where it is not given."""

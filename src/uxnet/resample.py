@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from uxnet.geometry import Geometry
 
@@ -75,6 +74,8 @@ def resample(
         if plain:
             into[...] = through(part[_along(axis, first, last)])
             return
+        from scipy import ndimage  # here, since a scan that has the network's spacing need not wait for its import
+
         low, high = _needed(first, last, scale[axis], shift[axis], array.shape[axis], _REACH.get(spline, 1))
         slab = through(array[_along(axis, low, high)])
         offset = shift.copy()

@@ -460,9 +460,9 @@ def test_shards_write_into_one_folder_at_the_same_time(tiny_model, segmenter, tm
     for n in range(5):
         scan(tmp_path / "in" / f"{n}.nii.gz", seed=n)
     scans, out = find_scans([tmp_path / "in"], 1), tmp_path / "out"
-    parts = ["1/3", "2/3", "3/3"]
+    parts, model = ["1/3", "2/3", "3/3"], tiny_model()
     with ThreadPoolExecutor(3) as pool:
-        outcomes = list(pool.map(lambda part: predict([tiny_model()], scans[::-1], out, settings=PLAIN, part=part, workers=0), parts))
+        outcomes = list(pool.map(lambda part: predict([model], scans[::-1], out, settings=PLAIN, part=part, workers=0), parts))
     assert [[o.name for o in of_part] for of_part in outcomes] == [["0", "3"], ["1", "4"], ["2"]]
     assert {path.name for path in out.iterdir()} == {
         *(f"{n}.nii.gz" for n in range(5)),

@@ -82,7 +82,7 @@ def predict(
     crew = _crew(models if isinstance(models, Segmenter) else paths, settings, workers, cluster, len(scans))
     made_of = making(paths, crew.settings, probabilities)
     units = _units(scans, out, made_of, overwrite)
-    _refuse(units, described[0], out / "labels.json", _meaning(described), overwrite)
+    _refuse(units, out / "labels.json", _meaning(described), overwrite)
 
     out.mkdir(parents=True, exist_ok=True)
     if _read_json(out / "labels.json") != _meaning(described):
@@ -208,7 +208,7 @@ def _units(scans: Sequence[Scan], out: Path, made_of: Making, overwrite: bool) -
     ]
 
 
-def _refuse(units: Sequence[Unit], model: Model, labels: Path, meaning: Mapping[str, Any], overwrite: bool) -> None:
+def _refuse(units: Sequence[Unit], labels: Path, meaning: Mapping[str, Any], overwrite: bool) -> None:
     """Refuses, before anything is computed, what would be lost or mixed up."""
     inputs = {file.resolve() for unit in units for file in unit.scan.files}
     written: dict[Path, str] = {}

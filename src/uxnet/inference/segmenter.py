@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from uxnet.errors import ModelError
 from uxnet.events import Report, Spent, silent
 from uxnet.inference.average import Averaged, check_mirror, check_same
-from uxnet.inference.components import keep_largest
 from uxnet.inference.engine import load_engines
 from uxnet.inference.memory import expect_room, planner
 from uxnet.inference.precision import trusted
@@ -102,6 +101,8 @@ class Segmenter:
             )
         started = time.perf_counter()
         if self.settings.largest:
+            from uxnet.inference.components import keep_largest  # and scipy with it
+
             keep_largest(found.array[0], self.labels, self.settings.largest)
             report(Spent("components", time.perf_counter() - started))
         return found
