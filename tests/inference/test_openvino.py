@@ -126,6 +126,13 @@ def test_a_blob_of_another_build_is_compiled_again(model_file, window, tmp_path)
     np.testing.assert_allclose(load_model(model_file, device="cpu", cache=tmp_path).engines[0].infer(window), first, atol=1e-5)
 
 
+def test_what_comes_from_the_cache_computes_as_what_was_compiled(model_file, tmp_path):
+    for _ in range(2):
+        engine = open_engine(read_model(model_file), 0, "float32", threads=1, cache=Cache(tmp_path))
+        assert engine.compiled.get_property("INFERENCE_NUM_THREADS") == 1
+        assert engine.compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
+
+
 def test_a_cache_that_cannot_be_written_is_warned_of(model_file, window, tmp_path):
     (tmp_path / "file").write_text("in the way")
     events = []

@@ -64,6 +64,7 @@ class OpenVINOEngine:
 
     def __init__(self, compiled: Any, precision: str) -> None:
         self.precision = precision
+        self.compiled = compiled
         self._request = compiled.create_infer_request()
 
     def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -118,7 +119,8 @@ def open_engine(model: Model, stage: int, precision: str, *, threads: int, cache
     blob = cache.read(name)
     if blob is not None:
         try:
-            return OpenVINOEngine(core.import_model(blob, "CPU"), precision)
+            # A blob keeps neither threads nor precision: without them, a float32 engine would compute in bfloat16 where there is any.
+            return OpenVINOEngine(core.import_model(blob, "CPU", properties), precision)
         except (RuntimeError, TypeError):
             pass  # of another build, though of the same version: compiled anew
     graph = _read_graph(core, model, stage, precision, cache)
