@@ -8,7 +8,7 @@ from safetensors.numpy import save as save_safetensors
 
 from uxnet.errors import ModelError
 from uxnet.labels import Label, Labels
-from uxnet.model import SCHEMA, read_model, read_weights, write_model
+from uxnet.model import SCHEMA, read_model, read_variant, read_weights, variants, with_variants, write_model
 from uxnet.recipe import Prior, Recipe, Stage, load_recipe
 
 LABELS = Labels(
@@ -209,3 +209,107 @@ def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path):
         write_model(path, [], recipe=RECIPE, labels=LABELS, channels=("T1",), provenance={})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+# --- variants: a stage's network in another form, declared and hashed ---
+
+
+def variant(model, **changes):
+    """What a variant of stage 0 declares, without what is filled in."""
+    stage = model.description["stages"][0]
+    return {"precision": "int8", "stage": 0, "window": list(model.recipe.stages[0].window), "weights_sha256": stage["sha256"]} | changes
+
+
+@pytest.fixture
+def varied(tmp_path):
+    """A model file with an int8 variant."""
+    plain = write(tmp_path / "plain.uxnet")
+    with_variants(plain, tmp_path / "v.uxnet", [(variant(read_model(plain), dice={"float32": 0.9, "int8": 0.89}), b"<xml/>", b"numbers")])
+    return tmp_path / "v.uxnet"
+
+
+def test_a_variant_is_read_as_it_was_written(varied):
+    model = read_model(varied)
+    assert read_variant(model, "int8") == (b"<xml/>", b"numbers")
+    (declared,) = variants(model)
+    assert (declared["engine"], declared["dice"]) == ("openvino", {"float32": 0.9, "int8": 0.89})
+    for part, blob in (("xml", b"<xml/>"), ("bin", b"numbers")):
+        assert declared["files"][part] == {"name": f"variants/0-int8.{part}", "sha256": hashlib.sha256(blob).hexdigest()}
+
+
+def test_a_variant_leaves_all_else_byte_for_byte(varied):
+    before, after = parts(varied.with_name("plain.uxnet")), parts(varied)
+    assert after.keys() - before.keys() == {"variants/0-int8.xml", "variants/0-int8.bin"}
+    assert all(after[name] == blob for name, blob in before.items() if name != "model.json")
+    old, new = (json.loads(p["model.json"]) for p in (before, after))
+    assert old.pop("variants") == []
+    new.pop("variants")
+    assert old == new
+
+
+def test_a_newer_variant_takes_the_place_of_the_older(varied):
+    model = read_model(varied)
+    with_variants(varied, varied, [(variant(model, note="new"), b"<new/>", b"new")])
+    assert read_variant(read_model(varied), "int8") == (b"<new/>", b"new")
+    assert [one["note"] for one in variants(read_model(varied))] == ["new"]
+    with_variants(varied, varied, [(variant(model, precision="float32"), b"<f/>", b"f")])
+    assert read_variant(read_model(varied), "int8") == (b"<new/>", b"new")
+    assert read_variant(read_model(varied), "float32") == (b"<f/>", b"f")
+    assert sorted(p.name for p in varied.parent.iterdir()) == ["plain.uxnet", "v.uxnet"]
+
+
+def test_a_model_without_variant_says_how_to_make_one(tmp_path):
+    path = write(tmp_path / "a.uxnet")
+    for model in (read_model(path), read_model(redescribed(path, variants=None))):
+        assert variants(model) == []
+        with pytest.raises(ModelError, match=r"a\.uxnet.*no int8 variant of stage 0.*uxnet quantise"):
+            read_variant(model, "int8")
+
+
+@pytest.mark.parametrize("part", ["xml", "bin"])
+def test_a_variant_that_is_not_the_one_that_was_written_is_refused(varied, part):
+    rebuild(varied, parts(varied) | {f"variants/0-int8.{part}": b"other"})
+    with pytest.raises(ModelError, match=r"v\.uxnet.*sha256"):
+        read_variant(read_model(varied), "int8")
+    rebuild(varied, {name: blob for name, blob in parts(varied).items() if not name.endswith(part)})
+    with pytest.raises(ModelError, match=r"v\.uxnet.*damaged"):
+        read_variant(read_model(varied), "int8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"weights_sha256": "0" * 64}, "other weights"), ({"window": [8, 8, 8]}, r"windows of .*8.*8.*8.*recipe")]
+)
+def test_a_variant_of_something_else_is_refused(varied, changes, said):
+    with_variants(varied, varied, [(variant(read_model(varied), **changes), b"<xml/>", b"numbers")])
+    with pytest.raises(ModelError, match=rf"v\.uxnet.*{said}"):
+        read_variant(read_model(varied), "int8")
+
+
+@pytest.mark.parametrize("declared", [3, {}, "int8", [3], [{}], [{"precision": "int8", "stage": 0}]], ids=str)
+def test_variants_that_are_not_declared_as_expected_are_refused(varied, declared):
+    with pytest.raises(ModelError, match=r"v\.uxnet"):
+        read_variant(read_model(redescribed(varied, variants=declared)), "int8")
+
+
+def test_a_damaged_model_takes_no_variant_and_stays(varied):
+    whole = varied.read_bytes()
+    model = read_model(varied)
+    at = whole.index(weights()["stem.weight"].tobytes())
+    varied.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    before = varied.read_bytes()
+    with pytest.raises(ModelError, match=r"v\.uxnet.*damaged"):
+        with_variants(varied, varied, [(variant(model), b"", b"")])
+    assert varied.read_bytes() == before
+
+
+def test_each_stage_has_a_variant_of_its_own(tmp_path):
+    recipe = Recipe("two", stages=(Stage(), Stage(prior=Prior())))
+    path = write(tmp_path / "a.uxnet", [weights(1), weights(2)], recipe)
+    model = read_model(path)
+    second = {"stage": 1, "weights_sha256": model.description["stages"][1]["sha256"]}
+    with_variants(path, path, [(variant(model), b"<a/>", b"a"), (variant(model, **second), b"<b/>", b"b")])
+    with_variants(path, path, [(variant(model, **second), b"<c/>", b"c")])
+    model = read_model(path)
+    assert [read_variant(model, "int8", stage) for stage in (0, 1)] == [(b"<a/>", b"a"), (b"<c/>", b"c")]
+    for n in (0, 1):
+        np.testing.assert_array_equal(read_weights(model, n)["stem.weight"], weights(n + 1)["stem.weight"])

@@ -37,6 +37,7 @@ LIBRARIES = {
     "tyro": ["cli"],
     "rich": ["cli"],
     "openvino": ["inference/openvino.py", "inference/graph.py"],
+    "nncf": ["experiments()"],
     "psutil": ["inference/memory.py"],
     "ray": ["jobs()"],
 }

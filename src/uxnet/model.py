@@ -202,7 +202,7 @@ def read_variant(model: Model, precision: str, stage: int = 0) -> tuple[bytes, b
         raise ModelError(f"{model.path}: its {name} was made from other weights; quantise the model again")
     if variant["window"] != list(window):
         raise ModelError(
-            f"{model.path}: its {name} computes windows of {_sides(variant['window'])}, its recipe asks for {_sides(window)}; "
+            f"{model.path}: its {name} computes windows of {variant['window']}, its recipe asks for {list(window)}; "
             "quantise the model again"
         )
     return xml, numbers
@@ -247,10 +247,6 @@ def with_variants(path: Path, out: Path, new: Sequence[tuple[Mapping[str, Any], 
 
 def _identity(variant: Mapping[str, Any]) -> tuple[Any, ...]:
     return (variant["engine"], variant["precision"], variant["stage"])
-
-
-def _sides(window: Sequence[int]) -> str:
-    return " x ".join(map(str, window))
 
 
 def _as_json(description: Mapping[str, Any]) -> bytes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -20,7 +21,7 @@ def run(
 ) -> int:
     """Print what a model is: its networks, labels, channels, preparation, training data, split and scores.
 
-    The weights are checked against the hash that the file declares.
+    The weights and variants are checked against the hashes that the file declares.
 
     Args:
         model: a .uxnet file.
@@ -32,11 +33,14 @@ def run(
     from rich.markup import escape
     from rich.table import Table
 
-    from uxnet.model import read_model, read_weights
+    from uxnet.model import read_model, read_variant, read_weights, variants
 
     described = read_model(model)
     for stage in range(len(described.recipe.stages)):
         read_weights(described, stage)
+    for variant in variants(described):
+        if variant["engine"] == "openvino":  # others are a newer version's
+            read_variant(described, variant["precision"], variant["stage"])
     if json:
         print(json_module.dumps(described.description, indent=1, ensure_ascii=False))
         return 0
@@ -78,6 +82,19 @@ def run(
         scores = ", ".join(f"{name} {value:.4f}" for name, value in validation["classes"].items() if value is not None)
         shown = "none" if validation["dice"] is None else f"{validation['dice']:.4f}"
         row("validation", f"mean Dice {shown} over {len(split.get('validation', []))} cases ({scores})")
+    for variant in variants(described):
+        row("variant", _variant(variant, len(given["stages"])))
     row("weights", "intact: they have the sha256 that the file declares")
     console.print(table, highlight=False)
     return 0
+
+
+def _variant(variant: Mapping[str, Any], stages: int) -> str:
+    """A variant in one line: what it is and what it costs."""
+    where = f" of stage {variant['stage']}" if stages > 1 else ""
+    made = ", ".join(f"{key} {value}" for key, value in variant.get("made_with", {}).items())
+    dice = variant.get("dice")
+    cost = ""
+    if dice:
+        cost = f"; mean Dice {dice['int8']:.4f} instead of {dice['float32']:.4f} over {dice['cases']} cases"
+    return f"{variant['precision']}{where} for {variant['engine']}, windows {variant['window']} ({made}){cost}"

@@ -12,6 +12,7 @@ VERBS = {
     "train": "train a network on a dataset by a recipe",
     "predict": "segment scans with a model",
     "evaluate": "score predictions against references",
+    "quantise": "add int8 variants of its networks to a model, with the Dice that they cost",
     "convert": "make a model of weights from elsewhere",
     "info": "print what a model is and where it came from",
     "networks": "count the networks of the paper's tables, beside what it prints",

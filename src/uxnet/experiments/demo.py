@@ -19,8 +19,8 @@ from uxnet.evaluation import Evaluation, evaluate_pairs, write_evaluation
 from uxnet.events import Note, Report, silent
 from uxnet.experiments.intensity import fit as fit_intensities
 from uxnet.inference.cohort import Scan, predict
-from uxnet.io import atomic, read_image, read_labels, write_labels
 from uxnet.intensity import normalise
+from uxnet.io import atomic, read_image, read_labels, write_labels
 from uxnet.recipe import Recipe, load_recipe
 from uxnet.volume import Volume
 
