@@ -39,7 +39,8 @@ class Cases:
         why = (
             "the model's own validation cases"
             if self.origin == "validation"
-            else f"held out here, one person in {_HELD_OUT}, since the model names no validation cases that the dataset has"
+            else f"held out here, one person in {_HELD_OUT}, since the model names no validation cases that the dataset has; "
+            "it may have been trained on them"
         )
         return f"calibrated with windows of {len(self.calibration)} cases, scored on {len(self.scored)} others ({why})"
 
