@@ -5,31 +5,14 @@ import sys
 from importlib import import_module
 from pkgutil import iter_modules
 
-import nibabel as nib
-import numpy as np
 import pytest
+from commands import run, scan
 
 import uxnet
-from uxnet.cli.main import VERBS, main
+from uxnet.cli.main import VERBS
 from uxnet.cli.render import duration, reporting, shown
 from uxnet.errors import Cancelled
 from uxnet.events import Note, Progress, Warn
-
-
-def run(*arguments):
-    """The exit code of a command line, however it comes."""
-    try:
-        return main([str(a) for a in arguments])
-    except SystemExit as end:
-        return end.code
-
-
-def scan(path, shape=(17, 12, 20), seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    voxels = np.random.default_rng(seed).normal(0, 1, shape).astype(np.float32)
-    nib.save(nib.Nifti1Image(voxels, np.diag([-1.5, 1, 2, 1])), path)
-    return path
-
 
 # ---- help, versions, mistakes
 

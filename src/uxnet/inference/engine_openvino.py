@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -86,8 +87,6 @@ class OpenVINOEngine:
 
 def default_cache() -> Path:
     """The user's own cache folder for compiled engines."""
-    import os
-
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "uxnet"
     if sys.platform == "win32":
@@ -128,7 +127,7 @@ def open_engine(model: Model, stage: int, precision: str, *, threads: int, cache
         compiled = core.compile_model(graph, "CPU", properties)
     except RuntimeError as error:
         raise DeviceError(f"{model.path}: OpenVINO cannot compile its network here ({error}); use --engine torch") from error
-    cache.write(name, _exported(compiled))
+    cache.write(name, compiled.export_model().getvalue())
     return OpenVINOEngine(compiled, precision)
 
 
@@ -193,19 +192,11 @@ def graph_bytes(graph: Any) -> tuple[bytes, bytes]:
 
 
 def _graph_of(core: Any, xml: bytes, weights: bytes) -> Any:
+    openvino = quiet_openvino()
     try:
-        return core.read_model(xml, np.frombuffer(weights, dtype=np.uint8) if weights else None)
-    except (RuntimeError, TypeError):
-        openvino = quiet_openvino()
-        try:
-            return core.read_model(xml, openvino.Tensor(np.frombuffer(weights, dtype=np.uint8).copy()))
-        except RuntimeError as error:
-            raise ModelError(f"the graph cannot be read by openvino {openvino.__version__} ({error})") from error
-
-
-def _exported(compiled: Any) -> bytes:
-    exported = compiled.export_model()
-    return bytes(exported.getvalue() if hasattr(exported, "getvalue") else exported)
+        return core.read_model(xml, openvino.Tensor(np.frombuffer(weights, dtype=np.uint8).copy()))
+    except RuntimeError as error:
+        raise ModelError(f"the graph cannot be read by openvino {openvino.__version__} ({error})") from error
 
 
 def _machine(core: Any) -> str:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import psutil
 
@@ -25,7 +26,6 @@ from uxnet.io import read_geometry, voxel_bytes
 
 _SCRATCH = 24_000_000  # bytes a thread at most; less where a piece of logits is smaller than what is in work at once
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-_KEEPS: tuple[Keep, ...] = ("memory", "half", "file")
 _SAID = {
     "memory": "in memory",
     "half": "in half precision, since it would not fit otherwise",
@@ -78,7 +78,7 @@ def plan_memory(
         scratch = min(_SCRATCH * max(1, threads), 4 * sweep.channels * math.prod(sweep.tiling.patch))
         return Plan(Room(windows, keep), now, (windows - 1) * a_window, sweep.nbytes(keep), scratch)
 
-    plans = [plan(windows, keep) for keep in _KEEPS for windows in range(batch, 0, -1)]
+    plans = [plan(windows, keep) for keep in get_args(Keep) for windows in range(batch, 0, -1)]
     chosen = next((one for one in plans if one.total <= limit), None)
     if chosen is None:
         chosen = min(plans, key=lambda one: one.total)

@@ -146,7 +146,7 @@ def stitch(
     before = tuple((a - b) // 2 for a, b in zip(sweep.tiling.shape, image.shape[1:], strict=True))
 
     def computed(places: tuple[int, int, int]) -> bool:
-        return needed is None or needed(_inside(_box(sweep, places), before, image.shape[1:])[0])
+        return needed is None or needed(_inside(sweep.tiling.box(places), before, image.shape[1:])[0])
 
     windows: Sequence[_Window] = [_Window(places, computed(places)) for places in _visits(sweep)]
     leaves_out = not all(window.needed for window in windows)
@@ -158,7 +158,7 @@ def stitch(
     try:
         while windows:
             group, windows = _next_group(windows, room.batch)
-            cuts = [_cut_window(image, _box(sweep, window.places), before) for window in group if window.needed]
+            cuts = [_cut_window(image, sweep.tiling.box(window.places), before) for window in group if window.needed]
             clock.stop("stitch")
             answers = iter(_checked(engine.infer(np.stack(cuts)), channels) if cuts else ())
             clock.stop("network")
@@ -324,12 +324,6 @@ class _Frontier:
         mapped = getattr(self._carried[self.sweep.axes[0]], "_mmap", None)
         if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
             mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def _box(sweep: Sweep, places: tuple[int, int, int]) -> Box:
-    i, j, k = (starts[place] for starts, place in zip(sweep.tiling.starts, places, strict=True))
-    p = sweep.tiling.patch
-    return Box((i, j, k), (i + p[0], j + p[1], k + p[2]))
 
 
 def _inside(box: Box, before: Sequence[int], shape: Sequence[int]) -> tuple[Box, tuple[slice, slice, slice]]:

@@ -30,8 +30,13 @@ class Tiling:
     @property
     def boxes(self) -> list[Box]:
         """The windows in the order of their position, the first axis slowest."""
-        p = self.patch
-        return [Box((i, j, k), (i + p[0], j + p[1], k + p[2])) for i, j, k in itertools.product(*self.starts)]
+        i, j, k = (range(len(starts)) for starts in self.starts)
+        return [self.box(places) for places in itertools.product(i, j, k)]
+
+    def box(self, places: tuple[int, int, int]) -> Box:
+        """The window that begins at these of the starts along (i, j, k), counted from 0."""
+        i, j, k = (starts[place] for starts, place in zip(self.starts, places, strict=True))
+        return Box((i, j, k), (i + self.patch[0], j + self.patch[1], k + self.patch[2]))
 
     def overlap(self, axis: int) -> int:
         """The most voxels that a window shares with the next one along an axis."""
