@@ -1,0 +1,177 @@
+"""Recipes as TOML: in the box, on disk, and changed key by key."""
+
+from __future__ import annotations
+
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from uxnet.errors import RecipeError
+from uxnet.recipe.settings import Network, Recipe, check
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes in the box."""
+    return sorted(f.name.removesuffix(".toml") for f in _box().iterdir() if f.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """A recipe in the box by its name, or one on disk by its path.
+
+    Raises:
+        RecipeError: if there is none, it is no TOML, or a key is unknown or has a wrong value; the message names file and key.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".toml" or path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: cannot be read as a recipe ({error})") from error
+    elif str(name_or_path) in recipe_names():
+        text = (_box() / f"{name_or_path}.toml").read_text(encoding="utf-8")
+    else:
+        raise RecipeError(f"there is no recipe {str(name_or_path)!r}; in the box are {', '.join(recipe_names())}, or give a .toml file")
+    try:
+        return recipe_from_dict(tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, RecipeError) as error:
+        raise RecipeError(f"recipe {name_or_path}: {error}") from error
+
+
+def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain values, as TOML or JSON give them.
+
+    Raises:
+        RecipeError: naming the key that is unknown, missing or wrong.
+    """
+    recipe: Recipe = _parse(Recipe, data, "")
+    return recipe
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values; keys that are None are left out."""
+    data: dict[str, Any] = _plain(recipe)
+    return data
+
+
+def recipe_to_toml(recipe: Recipe) -> str:
+    """The recipe as TOML, every key written out."""
+    return tomli_w.dumps(recipe_to_dict(recipe))
+
+
+def with_network(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with another network in every stage, with that network's own settings: the recipe's were the other one's.
+
+    Raises:
+        RecipeError: if the name is empty.
+    """
+    check(bool(name), "network.name", "must not be empty")
+    return replace(recipe, stages=tuple(replace(stage, network=Network(name)) for stage in recipe.stages))
+
+
+def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The recipe with keys set anew.
+
+    Args:
+        overrides: "KEY=VALUE" each; VALUE as TOML writes it, quotes around a word may be left out. KEY is a path, such as
+            "training.steps", "network.settings.widths" or "stages.1.training.steps"; without "stages.N." it means every stage.
+
+    Raises:
+        RecipeError: for an unknown key or a wrong value.
+    """
+    data = recipe_to_dict(recipe)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"{override!r} is no override; write KEY=VALUE, for example training.steps=500")
+        parts = key.strip().split(".")
+        value = _toml_value(text.strip())
+        if parts[0] in data and parts[0] != "stages":
+            targets: list[tuple[Any, list[str]]] = [(data, parts)]
+        elif parts[0] == "stages":
+            if len(parts) < 3 or not parts[1].isdigit() or int(parts[1]) >= len(data["stages"]):
+                raise RecipeError(f"{key}: write stages.N.KEY with N from 0 to {len(data['stages']) - 1}")
+            targets = [(data["stages"][int(parts[1])], parts[2:])]
+        else:
+            targets = [(stage, parts) for stage in data["stages"]]
+        for target, path in targets:
+            for part in path[:-1]:
+                target = target.setdefault(part, {})
+                if not isinstance(target, dict):
+                    raise RecipeError(f"{key}: {part} has no keys of its own")
+            target[path[-1]] = value
+    return recipe_from_dict(data)
+
+
+def _box() -> Any:
+    return resources.files("uxnet") / "recipes"
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        items = ((f.name, getattr(value, f.name)) for f in fields(value))
+        return {name: _plain(item) for name, item in items if item is not None}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _parse(kind: Any, value: Any, key: str) -> Any:
+    """`value` as `kind` (a type annotation of the classes above), or a RecipeError that names `key`."""
+    origin = get_origin(kind)
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _parse_dataclass(kind, value, key)
+    if origin in (Union, types.UnionType):
+        inner = [k for k in get_args(kind) if k is not type(None)]
+        return None if value is None else _parse(inner[0], value, key)
+    if origin is Literal:
+        check(value in get_args(kind), key, f"{value!r} is none of {', '.join(map(repr, get_args(kind)))}")
+        return value
+    if origin is tuple:
+        inner = list(get_args(kind))
+        check(isinstance(value, list | tuple), key, f"expected a list, got {value!r}")
+        if inner[-1] is Ellipsis:
+            inner = [inner[0]] * len(value)
+        check(len(value) == len(inner), key, f"expected {len(inner)} values, got {len(value)}")
+        return tuple(_parse(k, v, f"{key}[{i}]") for i, (k, v) in enumerate(zip(inner, value, strict=True)))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin is not None:  # Mapping[str, Any]
+        check(isinstance(value, Mapping), key, f"expected a table, got {value!r}")
+        return dict(value)
+    if kind is float and isinstance(value, float):
+        check(value == value and abs(value) != float("inf"), key, "must be a finite number")
+    check(type(value) is kind, key, f"expected {_NAMES.get(kind, kind)}, got {value!r}")
+    return value
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "a word in quotes", bool: "true or false"}
+
+
+def _parse_dataclass(kind: Any, value: Any, key: str) -> Any:
+    check(isinstance(value, Mapping), key or "recipe", f"expected a table, got {value!r}")
+    hints = get_type_hints(kind)
+    names = [f.name for f in fields(kind)]
+    here = f"{key}." if key else ""
+    for name in value:
+        check(name in names, f"{here}{name}", f"unknown key; known are {', '.join(names)}")
+    parsed = {name: _parse(hints[name], value[name], f"{here}{name}") for name in names if name in value}
+    check(kind is not Recipe or "name" in parsed, "name", "a recipe needs a name")
+    try:
+        return kind(**parsed)
+    except RecipeError as error:
+        raise RecipeError(f"{here}{error}") from error
