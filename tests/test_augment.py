@@ -7,7 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from uxnet import augment as augment_module
 from uxnet.augment import augment
+from uxnet.dataset.sides import lateral_axis, paired_indices
+from uxnet.labels import Label, Labels
 from uxnet.recipe import Augmentation
 
 EVERYTHING = Augmentation(
@@ -74,6 +77,24 @@ def test_a_sample_does_not_depend_on_the_others_of_its_batch(step, size):
     changed = images.clone()
     changed[1:] += 1
     assert torch.equal(augment(changed, indices, EVERYTHING, seed=0, step=step)[0][0], whole[0][0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(step=st.integers(0, 10**6), world=st.integers(1, 4))
+def test_parts_of_a_batch_give_the_bits_of_the_whole(step, world):
+    """So gradients of a batch that is accumulated, or shared out between processes, are those of the batch."""
+    images, indices = batch(5, shape=(11, 13, 17))
+    whole = augment(images, indices, EVERYTHING, 0, step, (1.0, 1.0, 2.0), 1)
+    for rank in range(world):
+        own = list(range(rank, 5, world))
+        part = augment(images[own], indices[own], EVERYTHING, 0, step, (1.0, 1.0, 2.0), 1, samples=own)
+        assert torch.equal(part[0].view(torch.int32), whole[0][own].view(torch.int32))
+        assert torch.equal(part[1], whole[1][own])
+
+
+def test_there_is_a_number_for_every_sample():
+    with pytest.raises(ValueError, match="shorter"):
+        augment(*batch(3), EVERYTHING, 0, 0, samples=[0, 1])
 
 
 def test_a_sample_that_is_not_moved_is_left_as_it_is_beside_others_that_are():
@@ -233,12 +254,98 @@ def test_mirroring_is_an_exact_flip_of_that_axis(axis):
     for step in range(12):
         got, labels = augment(images, indices, Augmentation(mirror=tuple(mirror)), 0, step)
         if torch.equal(labels, indices):
-            torch.testing.assert_close(got, images)
+            assert torch.equal(got, images)
         else:
             flips += 1
             assert torch.equal(labels, indices.flip(1 + axis))
-            torch.testing.assert_close(got, images.flip(2 + axis), rtol=1e-4, atol=1e-4)
+            assert torch.equal(got, images.flip(2 + axis))
     assert 2 <= flips <= 10
+
+
+def test_what_is_read_is_what_torchs_own_sampling_reads():
+    images, indices = batch(1, shape=(14, 11, 17), channels=3)
+    images[:, 2] = (images[:, 2] > 0).float()
+    moves = Augmentation(**TURN, scale=0.3, anisotropic=True, mirror=(True, True, True))
+    half = np.array(indices.shape[1:]) / 2
+    for step in range(10):
+        got, labels = augment(images, indices, moves, 0, step, (1.0, 2.0, 1.5), masks=1)
+        drawn = augment_module._draw(np.random.default_rng((0, step, 0, 1)), moves, (1.0, 2.0, 1.5))
+        matrix = drawn.matrix @ np.diag([-1.0 if m else 1.0 for m in drawn.mirrored])
+        theta = torch.zeros(1, 3, 4, dtype=torch.float64)
+        theta[0, :, :3] = torch.from_numpy((matrix * half[None] / half[:, None])[::-1, ::-1].copy())
+        grid = torch.nn.functional.affine_grid(theta, [1, 1, *indices.shape[1:]], align_corners=False)
+        how = {"padding_mode": "border", "align_corners": False}
+        linear = torch.nn.functional.grid_sample(images.double(), grid, mode="bilinear", **how)
+        nearest = torch.nn.functional.grid_sample(torch.cat((images[:, 2:], indices[:, None]), 1).double(), grid, mode="nearest", **how)
+        torch.testing.assert_close(got[:, :2].double(), linear[:, :2], atol=5e-5, rtol=0)
+        # A place half way between two voxels may be rounded either way.
+        assert (got[:, 2] != nearest[:, 0]).float().mean() < 0.002
+        assert (labels != nearest[:, 1]).float().mean() < 0.002
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 7), (9, 1, 7), (9, 7, 1), (1, 1, 5)])
+def test_a_side_of_one_voxel_is_no_obstacle(shape):
+    images, indices = batch(2, shape=shape)
+    for step in range(5):
+        got, labels = augment(images, indices, EVERYTHING, 0, step)
+        assert (got.shape, labels.shape) == (images.shape, indices.shape)
+        assert got.isfinite().all()
+
+
+@pytest.mark.parametrize("chunk", [1, 200, 10**6])
+def test_how_many_planes_are_computed_at_a_time_does_not_matter(chunk, monkeypatch):
+    images, indices = batch()
+    before = augment(images, indices, Augmentation(**TURN), 0, 0)
+    monkeypatch.setattr(augment_module, "_CHUNK", chunk)
+    after = augment(images, indices, Augmentation(**TURN), 0, 0)
+    torch.testing.assert_close(after[0], before[0])
+    assert torch.equal(after[1], before[1])
+
+
+# ---- left and right
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "AIL", "SRA"])
+def test_mirrored_labels_stay_anatomically_right(orientation):
+    """Whatever is done, a left structure lies on the patient's left of its right partner, and what is single keeps its name."""
+    labels = Labels((Label("spleen", 5), Label("right", 2), Label("left", 9)), pairs=(("left", "right"),), ignore=7)
+    axis, shape = lateral_axis(orientation), (16, 16, 16)
+    indices = torch.zeros((1, *shape), dtype=torch.uint8)
+    low, high = (3, 2) if orientation[axis] == "R" else (2, 3)  # the axis runs to the patient's right, or to the left
+    indices.transpose(1, 1 + axis)[0, 2:5, 5:9, 5:9] = low
+    indices.transpose(1, 1 + axis)[0, 11:14, 5:9, 5:9] = high
+    indices[0, 7:9, 1:3, 1:3] = 1
+    indices[0, 7:9, 13:15, 1:3] = 4
+    images = indices[:, None].float()
+    moves = Augmentation(rotation_deg=(10, 10, 10), affine_probability=0.5, mirror=(True, True, True), noise=0.1)
+    traded = 0
+    for step in range(40):
+        got, moved = augment(images, indices, moves, 0, step, lateral=axis, pairs=paired_indices(labels))
+        lows, highs = (np.argwhere(moved[0].numpy() == index)[:, axis].mean() for index in (low, high))
+        assert lows < highs - 4
+        assert {1, 2, 3} <= set(moved.unique().tolist()) <= {0, 1, 2, 3, 4}
+        # The image is mirrored all the same: what was low may be high.
+        here = got[0, 0][moved[0] == low].mean()
+        traded += abs(float(here) - high) < abs(float(here) - low)
+    assert 10 <= traded <= 30
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_only_pairs_trade_places_and_only_along_the_lateral_axis(dtype):
+    images, indices = batch(1, dtype=dtype)
+    indices[0, 0] = 200
+    mirror = Augmentation(mirror=(True, False, False))
+    for step in range(6):
+        plain = augment(images, indices, mirror, 0, step)
+        for lateral, pairs in ((1, [(1, 3)]), (None, [(1, 3)]), (0, [])):
+            same = augment(images, indices, mirror, 0, step, lateral=lateral, pairs=pairs)
+            assert torch.equal(same[1], plain[1])
+        traded = augment(images, indices, mirror, 0, step, lateral=0, pairs=[(1, 3)])
+        assert torch.equal(traded[0], plain[0])
+        mirrored = not torch.equal(plain[1], indices)
+        expected = {0: 0, 1: 3, 2: 2, 3: 1, 200: 200} if mirrored else {n: n for n in (0, 1, 2, 3, 200)}
+        assert traded[1].dtype == dtype
+        assert all((traded[1][plain[1] == a] == b).all() for a, b in expected.items())
 
 
 def test_a_share_of_the_samples_is_moved():

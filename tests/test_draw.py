@@ -1,12 +1,13 @@
 """Pictures: the right way round, in true proportions, in the labels' colours, and the same bytes every time."""
 
+import re
 import sys
 from subprocess import run
 
 import numpy as np
 import pytest
 
-from uxnet.draw import Row, best_slice, boxes, comparison_figure, curves, edge_letters, robust_limits, slice_picture
+from uxnet.draw import Row, best_slice, boxes, comparison_figure, curves, edge_letters, one_slice, robust_limits, slice_picture
 from uxnet.errors import InputError
 from uxnet.geometry import Geometry, axis_order
 from uxnet.labels import Label, Labels
@@ -92,6 +93,21 @@ def test_the_best_slice_shows_most_labels_then_most_of_them():
     assert best_slice(nothing, "sagittal") == 10
 
 
+@pytest.mark.parametrize("orientation", ["RAS", "SPL"])
+@pytest.mark.parametrize("plane", PLANES)
+def test_one_slice_alone_draws_as_it_does_in_its_volume(plane, orientation):
+    image, maps = _volume(orientation), _maps(orientation)
+    drawn = {"labels": LABELS, "limits": (0, 1), "side_px": 90}
+    whole = slice_picture(image, plane, 6, label_map=maps, **drawn)
+    cut = [one_slice(volume, plane, 6) for volume in (image, maps)]
+    assert np.array_equal(slice_picture(cut[0], plane, label_map=cut[1], **drawn), whole)
+    across = {"axial": 8, "coronal": 10, "sagittal": 20}[plane]
+    assert [volume.array.size for volume in cut] == [image.array.size // across] * 2
+    assert all(volume.array.base is None for volume in cut)  # the volume that it was cut from can go
+    with pytest.raises(InputError, match=f"no {plane} slice 20"):
+        one_slice(image, plane, 20)
+
+
 def test_a_window_is_never_empty():
     flat = _volume().with_array(np.full((1, 20, 10, 8), 3, dtype=np.float32))
     low, high = robust_limits(flat)
@@ -123,7 +139,10 @@ def _draw_all(folder, suffix):
     ]
     comparison_figure(folder / f"cases{suffix}", rows, LABELS, title="Two cases", note="Made up.")
     losses = [(n, 2 / n) for n in range(1, 200)]
-    curves(folder / f"curves{suffix}", losses=losses, scores={"mean": [(1, 0.1), (9, 0.8)], "liver": [(9, 0.9)]}, title="Run")
+    scores = {"mean": [(1, 0.1), (9, 0.8)], "liver": [(9, 0.9)]}
+    curves(folder / f"curves{suffix}", losses=losses, scores=scores, title="Run")
+    rates, seconds = [(n, 1e-3 / n) for n, _ in losses], [(n, 7.5 * n) for n, _ in losses]
+    curves(folder / f"more{suffix}", losses=losses, scores=scores, title="Run", rates=rates, seconds=seconds)
     boxes(folder / f"boxes{suffix}", {"liver": [0.9, 0.8, float("nan")], "spleen": []}, "Scores")
     return sorted(folder.iterdir())
 
@@ -134,10 +153,73 @@ def test_figures_are_written_and_are_the_same_twice(tmp_path, suffix):
     (tmp_path / "b").mkdir()
     first, second = (_draw_all(tmp_path / name, suffix) for name in "ab")
     start = b"\x89PNG" if suffix == ".png" else b"<?xml"
-    assert len(first) == 3
+    assert len(first) == 4
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes().startswith(start)
         assert one.read_bytes() == other.read_bytes()
+
+
+def _texts(path):
+    """What is written on an .svg: matplotlib draws letters as paths and leaves the text as a comment."""
+    return [text.strip() for text in re.findall(r"<!--(.*?)-->", path.read_text(encoding="utf-8"))]
+
+
+def _curves(path, classes=2, steps=60, **more):
+    losses = [(n, 1 / n) for n in range(1, steps + 1)]
+    scores = {f"class {n}": [(step, (n + 1) / (classes + 1) * step / steps) for step in range(20, steps + 1, 20)] for n in range(classes)}
+    mean = [(series[0][0], float(np.mean([dice for _, dice in series]))) for series in zip(*scores.values(), strict=True)]
+    curves(path, losses=losses, scores={"mean": mean, **scores}, **more)
+    return _texts(path)
+
+
+def test_curves_show_the_rate_and_the_time_where_they_are_known(tmp_path):
+    few = _curves(tmp_path / "a.svg")
+    assert "learning rate" not in few
+    assert not any(text.endswith(" min") for text in few)
+    more = _curves(tmp_path / "b.svg", rates=[(n, 5e-4) for n in range(1, 61)], seconds=[(n, 20.0 * n) for n in range(1, 61)])
+    assert "learning rate" in more
+    assert "5.0e-4" in more
+    # Twenty minutes, above the loss and above Dice.
+    assert [text for text in more if text.endswith(" min")] == ["5 min", "10 min", "15 min", "20 min"] * 2
+
+
+def test_the_legend_names_the_mean_and_then_the_best_class_first(tmp_path):
+    legend = [text for text in _curves(tmp_path / "a.svg", classes=15) if re.search(r"  \d\.\d\d$", text)]
+    assert [text.split("  ")[0] for text in legend] == ["mean", *(f"class {n}" for n in reversed(range(15)))]
+    assert legend[1] == "class 14  0.94"
+
+
+def test_of_very_many_classes_the_legend_names_the_lowest(tmp_path):
+    texts = _curves(tmp_path / "a.svg", classes=100)
+    assert [text for text in texts if text.startswith(("mean", "class"))][1:] == [
+        f"class {n}  {(n + 1) / 101:.2f}" for n in reversed(range(12))
+    ]
+    assert "88 others" in texts
+
+
+def test_the_mean_of_one_class_is_not_drawn_twice(tmp_path):
+    texts = _curves(tmp_path / "a.svg", classes=1)
+    assert "class 0  0.50" in texts
+    assert not any(text.startswith("mean") for text in texts)
+
+
+def test_curves_can_be_drawn_at_any_time_of_a_run(tmp_path):
+    nan, path = float("nan"), tmp_path / "a.svg"
+    curves(path, losses=[], scores={})
+    assert "no validation yet" in _texts(path)
+    curves(path, losses=[(1, nan)], scores={"mean": [], "liver": [(1, nan)]}, rates=[(1, 0.0)], seconds=[(1, 0.0)])
+    assert "no validation yet" in _texts(path)
+    curves(path, losses=[(1, 3.0), (2, float("inf"))], scores={"mean": [(1, 0.0)]}, rates=[(1, 1e-3)], seconds=[(1, 1e-3), (2, 3e6)])
+    assert "30 d" in _texts(path)
+
+
+def test_fewer_dots_an_inch_make_a_smaller_page_of_the_same_proportions(tmp_path):
+    sizes = []
+    for dpi in (150, 75):
+        comparison_figure(tmp_path / "a.png", [Row("a", _volume(), (_maps(), None))], LABELS, dpi=dpi)
+        head = (tmp_path / "a.png").read_bytes()[16:24]
+        sizes.append((int.from_bytes(head[:4], "big"), int.from_bytes(head[4:], "big")))
+    assert sizes[0] == pytest.approx(np.array(sizes[1]) * 2, abs=2)
 
 
 def test_drawing_needs_no_pyplot_and_importing_it_no_matplotlib():

@@ -1,34 +1,23 @@
 import dataclasses
 import os
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from cached_cases import LABELS, PLAIN, make_case, remade, scan, state, whole
 
+from uxnet.dataset import cache as cache_module
 from uxnet.dataset.cache import build_cache, open_case
 from uxnet.dataset.manifest import Case
+from uxnet.dataset.patches import draw_guided_place, read_batch
+from uxnet.dataset.store import Stored
 from uxnet.errors import Cancelled, DatasetError
 from uxnet.events import Progress
 from uxnet.io import read_image
-from uxnet.labels import Label, Labels
+from uxnet.labels import Label
 from uxnet.prepare import prepare
-from uxnet.recipe import Intensity, Preparation
-
-LABELS = Labels((Label("a", 3), Label("b", 1), Label("never there", 77)), ignore=9)
-PLAIN = Preparation(intensity=(Intensity(scale="none"),))
-
-
-def scan(path, array, affine=None):
-    path.parent.mkdir(exist_ok=True)
-    nib.save(nib.Nifti1Image(array, np.diag((-1, -1, 2, 1)) if affine is None else affine), path)
-    return path
-
-
-def make_case(root, name, seed=0, shape=(6, 5, 4)):
-    rng = np.random.default_rng(seed)
-    image = scan(root / "images" / f"{name}.nii.gz", rng.normal(size=shape).astype(np.float32))
-    labels = scan(root / "labels" / f"{name}.nii.gz", rng.choice(np.array([0, 1, 3, 9], np.uint8), shape))
-    return Case(name, (image,), labels, name)
+from uxnet.recipe import Intensity, Preparation, Sampling
 
 
 @pytest.fixture
@@ -36,36 +25,59 @@ def cases(tmp_path):
     return [make_case(tmp_path, name, n) for n, name in enumerate(("x", "y", "z"))]
 
 
-def state(folder):
-    """Every file with the time it was last made and its number on disk, which a replaced file does not keep."""
-    return {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.iterdir()}
-
-
-def remade(before, after):
-    return {name.split(".")[0] for name in after if after[name] != before.get(name)}
-
-
 def test_a_cached_case_is_the_prepared_case(cases, tmp_path):
     cached = build_cache(cases, PLAIN, LABELS, tmp_path / "cache")
     assert [c.name for c in cached] == ["x", "y", "z"]
     for case, found in zip(cases, cached, strict=True):
         image, trail = prepare(read_image(*case.images), PLAIN)
-        np.testing.assert_array_equal(found.image, image)
+        np.testing.assert_array_equal(whole(found)[0], image)
         values = trail.order.apply(np.asarray(nib.load(case.labels).dataobj))
-        np.testing.assert_array_equal(LABELS.decode(found.indices), values)
-        assert isinstance(found.image, np.memmap)
-        assert isinstance(found.indices, np.memmap)
+        np.testing.assert_array_equal(LABELS.decode(np.asarray(found.indices)), values)
         assert len(found.places) == 3
         for index, places in enumerate(found.places, start=1):
-            np.testing.assert_array_equal(places, np.argwhere(found.indices == index))
+            np.testing.assert_array_equal(places, np.argwhere(np.asarray(found.indices) == index))
         assert found.places[2].shape == (0, 3)
+
+
+def test_a_case_is_one_file_and_its_description_and_no_file_stays_open(cases, tmp_path):
+    folder = tmp_path / "cache"
+    cached = build_cache(cases, PLAIN, LABELS, folder)
+    assert {p.name for p in folder.iterdir()} == {f"{n}.{kind}" for n in "xyz" for kind in ("case", "json")}
+    assert all(isinstance(a, Stored) for c in cached for a in (*c.image, c.indices, *c.places))
+    images = [whole(c)[0] for c in cached]
+    assert len(images) == 3
+    open_ones = Path("/proc/self/maps")
+    assert not open_ones.exists() or str(folder) not in open_ones.read_text()
+
+
+def test_a_guided_case_keeps_what_the_stage_before_found(cases, tmp_path):
+    case = cases[0]
+    found = np.zeros((6, 5, 4), np.uint8)
+    found[4:, :2, 1:3] = 3
+    guide = scan(tmp_path / "priors" / "x.nii.gz", found)
+    (cached,) = build_cache([case], PLAIN, LABELS, tmp_path / "cache", priors={"x": guide})
+    turned = found[::-1, ::-1] == 3
+    np.testing.assert_array_equal(np.asarray(cached.prior) == 1, turned)
+    np.testing.assert_array_equal(cached.places[0], np.argwhere(turned))  # of what was found, not of the truth
+    images, targets = read_batch([cached], Sampling((3, 3, 3)), range(4), 0, 0)
+    plain, truth = whole(cached)
+    for sample in range(4):
+        place = draw_guided_place([cached], Sampling((3, 3, 3)), 0, 0, sample)
+        part = tuple(slice(s, s + 3) for s in place.start)
+        np.testing.assert_array_equal(images[sample, 0], plain[0][part])
+        np.testing.assert_array_equal(images[sample, 1], turned[part])
+        np.testing.assert_array_equal(targets[sample] == 1, truth[part] == 1)
+    before = state(tmp_path / "cache")
+    scan(guide, found[::-1].copy())
+    build_cache([case], PLAIN, LABELS, tmp_path / "cache", priors={"x": guide})
+    assert remade(before, state(tmp_path / "cache")) == {"x"}
 
 
 def test_many_places_are_thinned_evenly(tmp_path):
     image = scan(tmp_path / "image.nii", np.zeros((40, 40, 40), np.float32))
     labels = scan(tmp_path / "labels.nii", np.ones((40, 40, 40), np.uint8))
     (cached,) = build_cache([Case("x", (image,), labels, "x")], PLAIN, LABELS, tmp_path / "cache")
-    places = cached.places[1]
+    places = np.asarray(cached.places[1])
     assert places.shape == (20_000, 3)
     assert len(np.unique(places, axis=0)) == 20_000
     np.testing.assert_allclose(places.mean(axis=0), 19.5, atol=0.2)
@@ -79,7 +91,7 @@ def test_what_is_there_is_not_made_again(cases, tmp_path):
     before, reports = state(folder), []
     again = build_cache(cases, PLAIN, LABELS, folder, report=reports.append)
     assert state(folder) == before
-    assert reports == []
+    assert [(r.task, r.done, r.total) for r in reports] == [("checking the cache", n, 3) for n in (1, 2, 3)]
     assert [c.name for c in again] == ["x", "y", "z"]
     build_cache(cases[:1], PLAIN, LABELS, folder)
     assert state(folder) == before
@@ -109,7 +121,8 @@ def test_other_labels_make_all_again(cases, tmp_path):
     build_cache(cases, PLAIN, LABELS, folder)
     swapped = dataclasses.replace(LABELS, foreground=LABELS.foreground[::-1])
     (cached, *_) = build_cache(cases, PLAIN, swapped, folder)
-    np.testing.assert_array_equal(LABELS.decode(open_case(folder, "x").indices) == 9, np.asarray(cached.indices) == 4)
+    np.testing.assert_array_equal(whole(open_case(folder, "x"))[1] == 4, whole(cached)[1] == 4)
+    assert (whole(cached)[1] == 4).any()
     assert cached.places[0].shape == (0, 3)
 
 
@@ -123,42 +136,52 @@ def test_a_changed_file_makes_its_case_again_and_no_other(cases, tmp_path, which
     os.utime(scan(path, array), ns=(1, 1))  # the clock may be too coarse to tell two writings apart
     cached = build_cache(cases, PLAIN, LABELS, folder)[1]
     assert remade(before, state(folder)) == {"y"}
-    found = cached.image[0] if which == "image" else LABELS.decode(cached.indices)
+    image, indices = whole(cached)
+    found = image[0] if which == "image" else LABELS.decode(indices)
     np.testing.assert_array_equal(found, array[::-1, ::-1])
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", '{"made_from": 3}', '{"made_fr'])
-def test_a_half_written_case_is_made_again(cases, tmp_path, content):
+def test_content_counts_and_neither_dates_nor_paths(cases, tmp_path):
     folder = tmp_path / "cache"
     build_cache(cases, PLAIN, LABELS, folder)
-    if content is None:
-        (folder / "y.json").unlink()
-    else:
-        (folder / "y.json").write_text(content)
-    (folder / "y.image.npy").write_bytes(b"half")
     before = state(folder)
-    cached = build_cache(cases, PLAIN, LABELS, folder)[1]
-    assert remade(before, state(folder)) == {"y"}
-    np.testing.assert_array_equal(cached.image[0], np.asarray(nib.load(cases[1].images[0]).dataobj)[::-1, ::-1])
+    os.utime(cases[0].images[0], ns=(1, 1))
+    build_cache(cases, PLAIN, LABELS, folder)
+    moved = []
+    for case in cases:
+        image, labels = (
+            path.rename(tmp_path / f"renamed-{kind}-{path.name}") for kind, path in (("i", case.images[0]), ("l", case.labels))
+        )
+        moved.append(dataclasses.replace(case, images=(image,), labels=labels))
+    build_cache(moved, PLAIN, LABELS, folder)
+    assert state(folder) == before
+    swapped = [dataclasses.replace(moved[0], images=moved[1].images), *moved[1:]]  # another file of the same size
+    build_cache(swapped, PLAIN, LABELS, folder)
+    assert remade(before, state(folder)) == {"x"}
 
 
-def test_a_case_whose_remaking_broke_off_does_not_pass_for_the_old_one(cases, tmp_path, monkeypatch):
-    """A crash between image and labels must not leave the new image under the old description."""
-    folder = tmp_path / "cache"
-    build_cache(cases[:1], PLAIN, LABELS, folder)
-    save = np.save
+def test_files_that_did_not_change_are_not_read_again(cases, tmp_path, monkeypatch):
+    folder, read = tmp_path / "cache", []
+    build_cache(cases, PLAIN, LABELS, folder)
+    real = cache_module.sha256
+    monkeypatch.setattr(cache_module, "sha256", lambda path: read.append(path.name) or real(path))
+    build_cache(cases, PLAIN, LABELS, folder)
+    assert read == []
+    os.utime(cases[1].labels, ns=(1, 1))
+    for _ in range(2):  # once read, it is known again
+        build_cache(cases, PLAIN, LABELS, folder)
+    assert read == ["y.nii.gz"]
 
-    def crash(file, array):
-        if "labels" in str(file):
-            raise KeyboardInterrupt
-        save(file, array)
 
-    monkeypatch.setattr(np, "save", crash)
-    with pytest.raises(KeyboardInterrupt):
-        build_cache(cases[:1], dataclasses.replace(PLAIN, orientation="LPS"), LABELS, folder)
-    monkeypatch.undo()
-    (cached,) = build_cache(cases[:1], PLAIN, LABELS, folder)
-    np.testing.assert_array_equal(cached.image[0], np.asarray(nib.load(cases[0].images[0]).dataobj)[::-1, ::-1])
+def test_new_names_and_colours_of_labels_leave_the_cache_as_it_is(cases, tmp_path):
+    build_cache(cases, PLAIN, LABELS, tmp_path / "cache")
+    before = state(tmp_path / "cache")
+    named = dataclasses.replace(LABELS, foreground=(Label("liver", 3), *LABELS.foreground[1:]), colours=(("liver", (1, 2, 3)),))
+    build_cache(cases, PLAIN, named, tmp_path / "cache")
+    assert state(tmp_path / "cache") == before
+
+
+# ---- errors, progress, processes
 
 
 def test_bad_cases_are_all_named_and_the_good_ones_stay(cases, tmp_path):
@@ -194,12 +217,15 @@ def test_progress_is_reported_and_a_cancellation_keeps_what_was_made(cases, tmp_
     assert [(r.done, r.total) for r in reports if isinstance(r, Progress)] == [(1, 3), (2, 3), (3, 3)]
 
     def cancel(event):
-        raise Cancelled("stop")
+        if isinstance(event, Progress):
+            raise Cancelled("stop")
 
     other = tmp_path / "other"
     with pytest.raises(Cancelled):
         build_cache(cases, PLAIN, LABELS, other, report=cancel)
-    assert sorted(p.name for p in other.glob("*.json")) == ["x.json"]
+    assert len(list(other.glob("*.json"))) == 1
+    with pytest.raises(Cancelled):  # while it is checked, on several threads
+        build_cache(cases, PLAIN, LABELS, folder, workers=2, report=cancel)
 
 
 def test_several_processes_make_the_same_cache(cases, tmp_path):
@@ -208,3 +234,5 @@ def test_several_processes_make_the_same_cache(cases, tmp_path):
     assert [c.name for c in two] == [c.name for c in one]
     for path in (tmp_path / "one").iterdir():
         assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes()
+    again = build_cache(cases, PLAIN, LABELS, tmp_path / "two", workers=2)
+    assert [c.name for c in again] == [c.name for c in one]

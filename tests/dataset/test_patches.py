@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from grids import FEW, shapes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uxnet.dataset import patches
 from uxnet.dataset.cache import CachedCase
-from uxnet.dataset.patches import draw_place, read_batch, read_patch
+from uxnet.dataset.patches import draw_guided_place, draw_place, read_batch, read_patch, what_is_shown
 from uxnet.inference.stitch import pad_to
 from uxnet.recipe import Sampling
 
@@ -34,14 +37,24 @@ def test_a_patch_is_a_function_of_seed_step_and_sample():
         draw_place(cases, sampling, 1, step, 0)
     np.random.seed(123)  # noqa: NPY002
     assert [draw_place(cases, sampling, 1, 7, sample) for sample in reversed(range(4))] == batch[::-1]
-    images, indices = read_batch(cases, sampling, 4, 1, 7)
+    images, indices = read_batch(cases, sampling, range(4), 1, 7)
     assert images.shape == (4, 2, 8, 8, 8)
     assert indices.shape == (4, 8, 8, 8)
     for n, place in enumerate(batch):
         image, label = read_patch(cases[place.case], place.start, (8, 8, 8))
         np.testing.assert_array_equal(images[n], image)
         np.testing.assert_array_equal(indices[n], label)
-    np.testing.assert_array_equal(read_batch(cases, sampling, 2, 1, 7)[0], images[:2])  # a smaller batch is its beginning
+    np.testing.assert_array_equal(read_batch(cases, sampling, range(2), 1, 7)[0], images[:2])  # a smaller batch is its beginning
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_that_share_a_step_read_its_batch_between_them(world):
+    cases = [case((20, 21, 22), [[(3, 4, 5)]], seed=1), case((30, 9, 12), [[(1, 2, 3)]], seed=2)]
+    whole = read_batch(cases, Sampling((8, 8, 8)), range(6), 1, 7)
+    for rank in range(world):
+        part = read_batch(cases, Sampling((8, 8, 8)), range(rank, 6, world), 1, 7, what_is_shown(cases))
+        for a, b in zip(part, whole, strict=True):
+            np.testing.assert_array_equal(a, b[rank::world])
 
 
 def test_seeds_steps_and_samples_all_matter():
@@ -119,6 +132,63 @@ def test_cases_are_drawn_alike_and_those_without_labels_too():
     cases = [case((8, 8, 8), [[(1, 1, 1)]]), case((50, 50, 50)), case((9, 9, 9), [[]])]
     numbers = [draw_place(cases, Sampling((8, 8, 8), 1.0), 0, step, 0).case for step in range(600)]
     assert np.bincount(numbers).min() > 150
+
+
+# ---- balance: of eight cases all show structure 1, two show 2, one shows 3; none shows 4
+
+
+def unbalanced(prior=False):
+    def one(n):
+        labelled = [[(1, 1, 1)], [(9, 9, 9)] if n in (2, 5) else [], [(17, 17, 17)] if n == 5 else [], []]
+        made = case((20, 20, 20), labelled, seed=n)
+        return replace(made, prior=made.indices) if prior else made
+
+    return [one(n) for n in range(8)]
+
+
+def shares(structures, count):
+    return np.bincount(structures, minlength=count + 1)[1:] / len(structures)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_balanced_by_class_what_few_cases_show_is_seen_as_often_as_the_rest(guided):
+    cases, sampling = unbalanced(guided), Sampling((3, 3, 3), 1.0, balance="class")
+    shown, seen, numbers = what_is_shown(cases), [], []
+    for step in range(900):
+        place = (draw_guided_place if guided else draw_place)(cases, sampling, 0, step, 0, shown)
+        seen.append(read_patch(cases[place.case], place.start, (3, 3, 3))[1].max())
+        numbers.append((seen[-1], place.case))
+        assert place.structure == (seen[-1] if guided else 0)
+    np.testing.assert_allclose(shares(seen, 4), [1 / 3, 1 / 3, 1 / 3, 0], atol=0.06)
+    # Of the cases that show it, one is as likely as another.
+    assert np.bincount([n for index, n in numbers if index == 1], minlength=8).min() > 300 / 8 / 2
+    assert {n for index, n in numbers if index == 2} == {2, 5}
+
+
+def test_balanced_by_case_it_is_seen_as_seldom_as_its_cases_are():
+    cases = unbalanced()
+    seen = [patch_of(cases, Sampling((3, 3, 3), 1.0), 0, step, 0)[2].max() for step in range(900)]
+    np.testing.assert_allclose(shares(seen, 4), [(6 + 1 / 2 + 1 / 3) / 8, (1 / 2 + 1 / 3) / 8, 1 / 3 / 8, 0], atol=0.04)
+
+
+def test_balanced_by_class_the_other_patches_lie_anywhere():
+    cases = [case((40, 40, 40), [[(30, 30, 30)]]), *(case((40, 40, 40), [[]]) for _ in range(3))]
+    places = [draw_place(cases, Sampling((4, 4, 4), 0.25, balance="class"), 0, step, 0) for step in range(800)]
+    hits = [read_patch(cases[p.case], p.start, (4, 4, 4))[1].any() for p in places]
+    assert np.mean(hits) == pytest.approx(0.25, abs=0.05)
+    assert np.bincount([p.case for p in places])[1:].min() > 0.75 * 800 / 4 * 0.7
+    nothing = [case((9, 9, 9)), case((9, 9, 9), [[]])]
+    assert {draw_place(nothing, Sampling((4, 4, 4), 1.0, balance="class"), 0, step, 0).case for step in range(20)} == {0, 1}
+
+
+@pytest.mark.parametrize("balance", ["case", "class"])
+def test_what_is_shown_is_looked_up_once_however_many_cases_there_are(balance, monkeypatch):
+    cases = unbalanced() * 500
+    sampling, shown = Sampling((3, 3, 3), 0.5, balance=balance), what_is_shown(cases)
+    anew = [draw_place(cases, sampling, 0, 3, sample) for sample in range(4)]
+    monkeypatch.setattr(patches, "what_is_shown", None)
+    assert [draw_place(cases, sampling, 0, 3, sample, shown) for sample in range(4)] == anew
+    read_batch(cases, sampling, range(4), 0, 3, shown)
 
 
 def test_without_labels_patches_reach_every_corner():

@@ -1,8 +1,7 @@
-"""Prepared cases on disk, made once: training reads patches from them through memory maps.
+"""Prepared cases on disk, made once: training reads patches from them. `store.py` knows their files.
 
-A case is four files named after it: the prepared image and labels as .npy, the places of labelled voxels as .npy, and a .json that is
-written last and says what the others were made from. A case whose .json is missing or speaks of other inputs is made again. Where the
-stage is guided by the labels of the one before it, those are a fifth file, and the places are theirs.
+A case is known by the content of the files that it was made from and by what was asked for, not by paths or dates. Every run reads the
+cache once, from end to end, before it trains on it: a case that is not what was written is said and made again.
 """
 
 from __future__ import annotations
@@ -10,7 +9,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,31 +21,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uxnet.dataset.manifest import Case
-from uxnet.errors import DatasetError, LabelsError
-from uxnet.events import Progress, Report, silent
-from uxnet.io import atomic, read_image, read_labels, write_json
+from uxnet.dataset.store import (
+    VERSION,
+    CachedCase,
+    Content,
+    Description,
+    keep_files,
+    open_case,
+    pack,
+    packed_bytes,
+    read_description,
+    write_case,
+)
+from uxnet.errors import DatasetError, LabelsError, UxnetError, VolumeError
+from uxnet.events import Note, Progress, Report, Warn, silent
+from uxnet.geometry import axis_order, resampled
+from uxnet.io import read_geometry, read_image, read_labels, sha256
 from uxnet.jobs import work
 from uxnet.labels import Labels
 from uxnet.prepare import prepare, prepare_labels
 from uxnet.recipe import Preparation
 
-_VERSION = 1
+__all__ = ["CachedCase", "build_cache", "open_case"]
+
 _PLACES = 20_000
+_ABANDONED = 3600.0  # seconds after which a file that was begun and not finished is nobody's
 
 
 @dataclass(frozen=True)
-class CachedCase:
-    """A prepared case: memory maps of its image (C, I, J, K) float32 and label indices (I, J, K), and where its labels are.
+class _Wanted:
+    """A case as it is to be in the cache: `guide` is the label map of the stage before, `key` hashes all that it depends on."""
 
-    places: one array (n, 3) for each foreground index 1..n, of at most 20,000 voxels drawn evenly; empty where it does not occur.
-    prior: label indices (I, J, K) of the stage before, where that guides this one; `places` are then taken from it.
-    """
-
-    name: str
-    image: NDArray[np.float32]
-    indices: NDArray[Any]
-    places: tuple[NDArray[np.int32], ...]
-    prior: NDArray[Any] | None = None
+    case: Case
+    guide: Path | None
+    key: str
+    files: tuple[Content, ...]
 
 
 def build_cache(
@@ -56,51 +68,125 @@ def build_cache(
     workers: int = 1,
     report: Report = silent,
 ) -> list[CachedCase]:
-    """Prepares every case that is not in the cache yet, and opens all of them.
+    """Prepares every case that is not in the cache yet, or is damaged there, and opens all of them.
+
+    A build that breaks off is gone on with by calling this again.
 
     Args:
         folder: where the cache lies; made if missing.
         priors: the label map of the stage before of each case, by its name, on the case's own grid.
-        workers: processes to prepare in.
+        workers: processes to prepare in, and threads to check with what is there.
+        report: hears beforehand what the cache will take, and which cases are made again since they were damaged.
 
     Returns:
         The cases in the order given.
 
     Raises:
-        DatasetError: naming every case that could not be prepared; the others stay in the cache.
+        DatasetError: before anything is written, if the disk has too little room; or, naming every case that could not be prepared
+            (the others stay in the cache).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    guides = priors or {}
-    todo = [case for case in cases if _made_from(folder, case) != _inputs(case, preparation, labels, guides.get(case.name))]
-    failures = []
-    make = functools.partial(_make, preparation=preparation, labels=labels, folder=folder, priors=guides)
-    for done, finished in enumerate(work(make, todo, workers), start=1):
-        if finished.error is not None:
-            failures.append(f"{finished.item.name}: {finished.error}")
-        report(Progress("preparing cases", done, len(todo)))
+    _clear_abandoned(folder)
+    todo, ready = [], {}
+    look = functools.partial(_look, preparation=preparation, labels=labels, folder=folder, priors=priors or {})
+    anything = any((folder / f"{case.name}.json").exists() for case in cases)
+    for done, (wanted, cached, damage) in enumerate(_on_threads(look, cases, workers), start=1):
+        if cached is None:
+            todo.append(wanted)
+        else:
+            ready[cached.name] = cached
+        if damage:
+            report(Warn(f"{wanted.case.name}: its cached file is damaged and is made again ({damage})"))
+        if anything:
+            report(Progress("checking the cache", done, len(cases)))
+    failures = _make_all(todo, preparation, labels, folder, workers, report) if todo else []
     if failures:
         raise DatasetError(f"{len(failures)} of {len(cases)} cases could not be prepared:\n  " + "\n  ".join(failures))
-    return [open_case(folder, case.name) for case in cases]
+    return [ready.get(case.name) or open_case(folder, case.name) for case in cases]
 
 
-def open_case(folder: Path, name: str) -> CachedCase:
-    """A prepared case of the cache."""
-    description = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    places = np.load(folder / f"{name}.places.npy")
-    return CachedCase(
-        name=name,
-        image=np.load(folder / f"{name}.image.npy", mmap_mode="r"),
-        indices=np.load(folder / f"{name}.labels.npy", mmap_mode="r"),
-        places=tuple(np.split(places, np.cumsum(description["places"])[:-1])),
-        prior=np.load(folder / f"{name}.prior.npy", mmap_mode="r") if description.get("prior") else None,
-    )
+def _look(
+    case: Case, *, preparation: Preparation, labels: Labels, folder: Path, priors: Mapping[str, Path]
+) -> tuple[_Wanted, CachedCase | None, str]:
+    """What is wanted, the case if it is there and whole, and what is wrong with it if it is there and not whole."""
+    known, damage = None, ""
+    try:
+        known = read_description(folder, case.name)
+    except DatasetError as error:
+        damage = str(error)
+    wanted = _want(case, priors.get(case.name), preparation, labels, known)
+    if known is None or known.key != wanted.key:
+        return wanted, None, damage
+    try:
+        cached = open_case(folder, case.name)
+    except DatasetError as error:
+        return wanted, None, str(error)
+    if known.files != wanted.files:
+        keep_files(folder, case.name, known, wanted.files)
+    return wanted, cached, ""
 
 
-def _make(case: Case, *, preparation: Preparation, labels: Labels, folder: Path, priors: Mapping[str, Path]) -> None:
+def _want(case: Case, guide: Path | None, preparation: Preparation, labels: Labels, known: Description | None) -> _Wanted:
+    paths = [*case.images, *([] if case.labels is None else [case.labels]), *([] if guide is None else [guide])]
+    before = {(file.path, file.size, file.changed): file for file in (known.files if known else ())}
+    files = tuple(_content(path, before) for path in paths)
+    # Names and colours of labels may change: the cache holds indices.
+    values = [labels.background, [label.value for label in labels.foreground], labels.ignore]
+    roles = [len(case.images), case.labels is not None, guide is not None]
+    text = json.dumps([VERSION, repr(preparation), values, roles, [file.sha256 for file in files]])
+    return _Wanted(case, guide, hashlib.sha256(text.encode()).hexdigest(), files)
+
+
+def _content(path: Path, before: Mapping[tuple[str, int, tuple[int, int]], Content]) -> Content:
+    """A file's content; read only if it is not the one that was read before. What cannot be read says so when it is prepared."""
+    try:
+        stat = path.stat()
+        what = (str(path.resolve()), stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns))
+        return before.get(what) or Content(*what, sha256(path))
+    except OSError:
+        return Content(str(path), 0, (0, 0), "")
+
+
+def _make_all(todo: Sequence[_Wanted], preparation: Preparation, labels: Labels, folder: Path, workers: int, report: Report) -> list[str]:
+    """Makes them, and returns what went wrong with which.
+
+    One is prepared before anything is written: what others will take is told from it and their headers.
+    """
+    sides = [_prepared_voxels(wanted.case, preparation) for wanted in todo]
+    middle = int(np.argsort(sides)[len(sides) // 2])
+    first, failures = todo[middle], []
+    try:
+        arrays, places, shares = _prepared(first, preparation, labels)
+        grid = sides[middle] or 1
+        needed = sum(_expected(voxels * arrays["labels"].size / grid, arrays, shares) for voxels in sides)
+    except (UxnetError, OSError) as error:
+        failures.append(f"{first.case.name}: {error}")
+        needed = sum(voxels * (4 * len(wanted.case.images) + 1) for voxels, wanted in zip(sides, todo, strict=True))
+        arrays = {}
+    _refuse_full_disk(folder, todo, int(needed), report)
+    if arrays:
+        write_case(folder, first.case.name, first.key, first.files, arrays, places)
+        arrays.clear()  # the others need the memory
+    report(Progress("preparing cases", 1, len(todo)))
+    make = functools.partial(_make, preparation=preparation, labels=labels, folder=folder)
+    rest = [wanted for wanted in todo if wanted is not first]
+    for done, finished in enumerate(work(make, rest, workers), start=2):
+        if finished.error is not None:
+            failures.append(f"{finished.item.case.name}: {finished.error}")
+        report(Progress("preparing cases", done, len(todo)))
+    return failures
+
+
+def _make(wanted: _Wanted, *, preparation: Preparation, labels: Labels, folder: Path) -> None:
+    arrays, places, _ = _prepared(wanted, preparation, labels)
+    write_case(folder, wanted.case.name, wanted.key, wanted.files, arrays, places)
+
+
+def _prepared(wanted: _Wanted, preparation: Preparation, labels: Labels) -> tuple[dict[str, NDArray[Any]], list[int], NDArray[np.float64]]:
+    """What the case's file is to hold, how many places each structure has in it, and the share of the voxels that each fills."""
+    case, guide = wanted.case, wanted.guide
     if case.labels is None:
         raise DatasetError(f"{case.name}: it has no label map; training needs one")
-    guide = priors.get(case.name)
-    made_from = _inputs(case, preparation, labels, guide)  # before reading: a file that changes meanwhile is noticed next time
     volume, reference = read_image(*case.images), read_labels(case.labels)
     if not volume.geometry.same_grid(reference.geometry):
         raise DatasetError(f"{case.labels}: its grid differs from its image's; run `uxnet inspect` on the dataset")
@@ -109,19 +195,13 @@ def _make(case: Case, *, preparation: Preparation, labels: Labels, folder: Path,
     except LabelsError as error:
         raise DatasetError(f"{case.labels}: {error}") from error
     image, trail = prepare(volume, preparation)
-    indices = prepare_labels(encoded, trail, preparation.label_interpolation)
-    arrays = {"image": image, "labels": indices}
+    indices, prior = prepare_labels(encoded, trail, preparation.label_interpolation), None
     if guide is not None:
-        arrays["prior"] = prepare_labels(labels.encode(read_labels(guide).array[0]), trail, preparation.label_interpolation)
-    places = _places(arrays.get("prior", indices), len(labels.foreground))
-    arrays["places"] = np.concatenate(places)
-    # What an earlier preparation left must not vouch for arrays that are no longer its own, should this one break off.
-    (folder / f"{case.name}.json").unlink(missing_ok=True)
-    for suffix, array in arrays.items():
-        with atomic(folder / f"{case.name}.{suffix}.npy") as temporary:
-            np.save(temporary, array)
-    written = {"made_from": made_from, "places": [len(p) for p in places], "prior": guide is not None}
-    write_json(folder / f"{case.name}.json", written)
+        prior = prepare_labels(labels.encode(read_labels(guide).array[0]), trail, preparation.label_interpolation)
+    where = indices if prior is None else prior
+    places = _places(where, len(labels.foreground))
+    shares = np.bincount(where.reshape(-1), minlength=len(places) + 1)[1 : len(places) + 1] / where.size
+    return pack(image, indices, places, prior), [len(p) for p in places], shares
 
 
 def _places(indices: NDArray[Any], count: int) -> list[NDArray[np.int32]]:
@@ -134,17 +214,61 @@ def _places(indices: NDArray[Any], count: int) -> list[NDArray[np.int32]]:
     return places
 
 
-def _inputs(case: Case, preparation: Preparation, labels: Labels, prior: Path | None = None) -> str:
-    """A hash of everything that the prepared case depends on; files count by path, size and time of change."""
-    files = [*case.images, *([] if case.labels is None else [case.labels]), *([] if prior is None else [prior])]
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.exists()]
-    text = json.dumps([_VERSION, repr(preparation), labels.to_dict(), stats], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _made_from(folder: Path, case: Case) -> str | None:
+def _prepared_voxels(case: Case, preparation: Preparation) -> int:
+    """Voxels of the prepared grid before it is cropped, from the header; 0 if that cannot be read."""
     try:
-        made_from = json.loads((folder / f"{case.name}.json").read_text(encoding="utf-8"))["made_from"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return made_from if isinstance(made_from, str) else None
+        geometry = read_geometry(case.images[0])
+    except (VolumeError, IndexError):
+        return 0
+    oriented = axis_order(geometry, preparation.orientation).apply_to(geometry)
+    return int(np.prod(resampled(oriented, preparation.spacing_mm).shape if preparation.spacing_mm else oriented.shape))
+
+
+def _expected(voxels: float, like: Mapping[str, NDArray[Any]], shares: NDArray[np.float64]) -> float:
+    """Bytes of the file of a case of so many voxels that is otherwise like another."""
+    places = 3 * like["places"].dtype.itemsize * np.minimum(shares * voxels, _PLACES).sum()
+    others = (a.nbytes if n.startswith("table") else a.dtype.itemsize * voxels for n, a in like.items() if n != "places")
+    return float(packed_bytes({}) + places + sum(others))
+
+
+def _refuse_full_disk(folder: Path, todo: Sequence[_Wanted], needed: int, report: Report) -> None:
+    free = shutil.disk_usage(folder).free
+    report(Note(f"the cache of {len(todo)} cases will take about {_size(needed)} in {folder}; {_size(free)} are free"))
+    # What is replaced makes room, but not before the first of the new ones is there.
+    files = [folder / f"{wanted.case.name}.case" for wanted in todo]
+    replaced = sum(file.stat().st_size for file in files if file.exists())
+    short = max(needed - replaced, needed // len(todo)) - free
+    if short > 0:
+        raise DatasetError(
+            f"{folder}: the cache will take about {_size(needed)}, and only {_size(free)} are free on its disk; "
+            f"make room for {_size(short)} more, or name a folder on another disk"
+        )
+
+
+def _size(count: int) -> str:
+    for unit, power in (("GB", 9), ("MB", 6)):
+        if count >= 10**power:
+            return f"{count / 10**power:.3g} {unit}"
+    return f"{max(count, 0) / 1000:.3g} kB"
+
+
+def _clear_abandoned(folder: Path) -> None:
+    """What a process that was killed had begun to write; younger files may be another run's that shares the cache."""
+    for part in folder.glob(".*.part*"):
+        try:
+            if time.time() - part.stat().st_mtime > _ABANDONED:
+                part.unlink()
+        except FileNotFoundError:
+            continue
+
+
+def _on_threads(function: Callable[[Case], Any], cases: Sequence[Case], threads: int) -> Iterator[Any]:
+    """In order; hashing lets other threads run."""
+    if threads <= 1:
+        yield from map(function, cases)
+        return
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(function, cases)
+    finally:
+        pool.shutdown(cancel_futures=True)

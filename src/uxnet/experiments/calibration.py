@@ -126,7 +126,7 @@ def calibration_windows(
                     continue
                 sampling = replace(settings.sampling, patch=settings.window, foreground=0.5)
                 for sample in range(count):
-                    images, _ = read_batch(cached, sampling, 1, seed, number * windows + sample)
+                    images, _ = read_batch(cached, sampling, [0], seed, number * windows + sample)
                     path = folder / f"window-{stage}-{number}-{sample}.npy"
                     np.save(path, images)
                     drawn[stage].append(path)
