@@ -50,7 +50,7 @@ def count_macs(network: nn.Module, shape: Sequence[int]) -> Macs:
     Raises:
         ValueError: or whatever else the network raises for an image of this shape.
     """
-    twin = _on_meta(network)
+    twin = on_meta(network)
     dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
     image = torch.empty(tuple(shape), dtype=dtype, device="meta")
     # Inference mode lets whole operations (a linear layer, a batch norm) reach the counters before autograd takes them apart.
@@ -61,7 +61,7 @@ def count_macs(network: nn.Module, shape: Sequence[int]) -> Macs:
     return Macs(true=flops.get_total_flops() // 2, paper=paper.macs)
 
 
-def _on_meta(network: nn.Module) -> nn.Module:
+def on_meta(network: nn.Module) -> nn.Module:
     """A copy of the network that shares nothing with it and holds no memory; modes and hooks are kept."""
     # deepcopy looks here first, and so never copies a weight; a weight that is tied to another stays tied.
     instead: dict[int, Any] = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in network.parameters()}
