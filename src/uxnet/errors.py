@@ -12,6 +12,7 @@
     |-- TrainingError        a run that cannot go on; says at which step and why
     |   `-- CheckpointError  a checkpoint that is missing, damaged or of another run
     `-- Cancelled            someone asked to stop
+        `-- Preempted        the system asked a training run to make room; everything is saved
 
 Each message is a sentence that says what is wrong, where, and what to do about it.
 """
@@ -65,3 +66,7 @@ class CheckpointError(TrainingError):
 
 class Cancelled(UxnetError):
     """Someone asked to stop; raised out of a `report` call."""
+
+
+class Preempted(Cancelled):
+    """A training run was asked to make room; everything that it needs to go on is saved."""

@@ -7,9 +7,21 @@ from torch import nn
 
 from uxnet.errors import CheckpointError
 from uxnet.training import checkpoint
-from uxnet.training.checkpoint import Progressed, load_checkpoint, load_weights_file, save_checkpoint, save_weights
+from uxnet.training.checkpoint import Progressed, State, load_checkpoint, load_weights_file, save_checkpoint, save_weights
+from uxnet.training.engine import TrainingEngine
 
-DONE = Progressed(step=7, scores=[0.25, None, 0.5], best=0.5, best_step=6, skipped=2, skipped_in_a_row=1, seconds=12.5)
+DONE = Progressed(
+    step=7,
+    validated=6,
+    scores=[0.25, None, 0.5],
+    classes=[{"a": 0.25, "b": None}, {"a": None, "b": None}, {"a": 0.5, "b": None}],
+    best=0.5,
+    best_step=6,
+    skipped=2,
+    skipped_in_a_row=1,
+    seconds=12.5,
+)
+ENGINE = TrainingEngine("cpu", "float32")
 
 
 def pair(seed=0, width=3):
@@ -33,7 +45,7 @@ def saved(tmp_path):
     step(network, optimiser, 0)
     average = {key: value.detach() + 1 for key, value in network.state_dict().items()}
     path = tmp_path / "deep" / "last.safetensors"
-    save_checkpoint(path, network, optimiser, average, DONE, "this run")
+    save_checkpoint(path, State(network, optimiser, average, DONE), ENGINE, "this run")
     return path, network, optimiser, average
 
 
@@ -41,7 +53,9 @@ def test_a_run_goes_on_bit_for_bit(saved):
     path, network, optimiser, average = saved
     other, its_optimiser = pair(seed=9)
     its_average = {key: torch.zeros_like(value) for key, value in other.state_dict().items()}
-    assert load_checkpoint(path, other, its_optimiser, its_average, "this run") == DONE
+    state = State(other, its_optimiser, its_average)
+    load_checkpoint(path, state, ENGINE, "this run")
+    assert state.done == DONE
     assert all(torch.equal(its_average[key], value) for key, value in average.items())
     for n in range(3):
         step(network, optimiser, n)
@@ -59,7 +73,7 @@ def test_an_average_stays_where_it_was(saved):
     other, its_optimiser = pair(seed=9)
     average = {key: torch.zeros_like(value) for key, value in other.state_dict().items()}
     before = {key: value.data_ptr() for key, value in average.items()}
-    load_checkpoint(path, other, its_optimiser, average, "this run")
+    load_checkpoint(path, State(other, its_optimiser, average), ENGINE, "this run")
     assert {key: value.data_ptr() for key, value in average.items()} == before
 
 
@@ -81,7 +95,7 @@ def test_a_torn_checkpoint_is_refused(saved, share):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(CheckpointError, match=r"last\.safetensors: the checkpoint cannot be read"):
-        load_checkpoint(path, *pair(), {}, "this run")
+        load_checkpoint(path, State(*pair(), {}), ENGINE, "this run")
     with pytest.raises(CheckpointError):
         load_weights_file(path)
 
@@ -91,7 +105,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"x\.safetensors"):
-        load_checkpoint(path, *pair(), {}, "")
+        load_checkpoint(path, State(*pair(), {}), ENGINE, "")
 
 
 def test_a_foreign_safetensors_file_is_refused(tmp_path):
@@ -99,20 +113,20 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
         path = tmp_path / "x.safetensors"
         save_file({"a": torch.zeros(1)}, path, metadata=metadata)
         with pytest.raises(CheckpointError, match=r"x\.safetensors"):
-            load_checkpoint(path, *pair(), {}, "this run")
+            load_checkpoint(path, State(*pair(), {}), ENGINE, "this run")
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"no\.safetensors"):
-        load_checkpoint(tmp_path / "no.safetensors", *pair(), {}, "this run")
+        load_checkpoint(tmp_path / "no.safetensors", State(*pair(), {}), ENGINE, "this run")
 
 
 def test_a_checkpoint_of_another_run_or_network_is_refused(saved):
     path, *_ = saved
     with pytest.raises(CheckpointError, match="another run"):
-        load_checkpoint(path, *pair(), {}, "that run")
+        load_checkpoint(path, State(*pair(), {}), ENGINE, "that run")
     with pytest.raises(CheckpointError, match="does not fit the network"):
-        load_checkpoint(path, *pair(width=4), {}, "this run")
+        load_checkpoint(path, State(*pair(width=4), {}), ENGINE, "this run")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(saved, monkeypatch):
@@ -124,7 +138,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(saved, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(CheckpointError, match=r"No space left.*the one before it is untouched"):
-        save_checkpoint(path, network, optimiser, average, DONE, "this run")
+        save_checkpoint(path, State(network, optimiser, average, DONE), ENGINE, "this run")
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 

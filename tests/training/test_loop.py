@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from uxnet.dataset.cache import CachedCase
-from uxnet.errors import Cancelled, TrainingError
-from uxnet.events import Progress, Warn
+from uxnet.errors import Cancelled, Preempted, RecipeError, TrainingError
+from uxnet.events import Note, Progress, Warn
 from uxnet.labels import Label, Labels
 from uxnet.networks.build import build
-from uxnet.recipe import Schedule
+from uxnet.recipe import Optimiser, Schedule
 from uxnet.records import read_records
+from uxnet.training.checkpoint import _load_parts
 from uxnet.training.engine import TrainingEngine
-from uxnet.training.loop import RunFiles, fit
+from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss
-from uxnet.training.run import draw_curves
+from uxnet.training.showing import draw_curves
 from uxnet.training.validate import Validation, dice_scores
 
 LABELS = Labels((Label("a", 1), Label("b", 2)))
@@ -51,13 +52,28 @@ def cases():
 def run(tmp_path, cases, tiny_recipe):
     """run(spoil={}, scores=..., report=..., **training settings) -> (done, weights, events, stage, files)."""
 
-    def go(spoil=None, scores=None, report=None, schedule=None, **training):
+    def go(
+        spoil=None,
+        scores=None,
+        report=None,
+        schedule=None,
+        optimiser=None,
+        stopping=None,
+        scoring=None,
+        drop_path=None,
+        anew=False,
+        **training,
+    ):
+        for path in (p for p in tmp_path.rglob("*") if p.is_file() and anew):
+            path.unlink()
         stage = tiny_recipe.stages[0]
         stage = replace(stage, training=replace(stage.training, **training))
         if schedule is not None:
             stage = replace(stage, schedule=schedule)
+        if optimiser is not None:
+            stage = replace(stage, optimiser=optimiser)
         torch.manual_seed(0)
-        network = build("uxnet", 1, 3, settings=stage.network.settings)
+        network = build("uxnet", 1, 3, settings={**stage.network.settings, **({} if drop_path is None else {"drop_path": drop_path})})
         events, given = [], iter(scores or [])
         files = RunFiles(tmp_path)
 
@@ -69,14 +85,14 @@ def run(tmp_path, cases, tiny_recipe):
         done, weights = fit(
             network,
             cases,
-            lambda _: Validation({"x": {"a": next(given, 0.5), "b": None}}),
+            scoring or (lambda: Validation({"x": {"a": next(given, 0.5), "b": None}})),
             stage=stage,
+            labels=LABELS,
             loss_of=Spoilt(stage.loss, spoil or {}),
             engine=TrainingEngine("cpu", "float32"),
             files=files,
             identity="test",
-            report=hear,
-            on_validation=lambda: None,
+            hooks=Hooks(hear, stopping or (lambda: False)),
         )
         return done, dict(weights), events, files
 
@@ -113,7 +129,7 @@ def test_a_step_with_an_absurd_loss_or_gradient_is_skipped_and_counted(run, fact
     assert all(value.isfinite().all() for value in weights.values())
     for line in files.metrics.read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    draw_curves(files.folder, "a run with absurd steps")
+    draw_curves(files.folder / "curves.png", read_records(files.metrics), "a run with absurd steps")
     assert (files.folder / "curves.png").stat().st_size > 1000
 
 
@@ -185,6 +201,111 @@ def test_cancelling_leaves_everything_in_order(run):
     _, uninterrupted, _, _ = run(steps=8)
     assert all(torch.equal(weights[key], uninterrupted[key]) for key in weights)
     assert done.step == 8
+
+
+def test_asked_to_make_room_it_saves_and_leaves(run):
+    """After any step, whether or not a checkpoint is due; and what goes on ends where an uninterrupted run does."""
+    asked = iter([False, False, True])
+    with pytest.raises(Preempted, match="after step 3 of 8; everything is saved"):
+        run(steps=8, checkpoint_every=100, stopping=lambda: next(asked))
+    done, weights, events, _ = run(steps=8, checkpoint_every=100)
+    assert any("after step 3 of 8" in e.message for e in events if isinstance(e, Note))
+    _, uninterrupted, _, _ = run(steps=8, checkpoint_every=100, anew=True)
+    assert done.step == 8
+    assert all(torch.equal(weights[key], uninterrupted[key]) for key in weights)
+
+
+def test_what_is_lost_in_a_validation_is_the_validation(run):
+    """A run that dies while cases are segmented goes on with that validation, not with the steps before it."""
+
+    def die():
+        raise Cancelled("now")
+
+    with pytest.raises(Cancelled):
+        run(steps=6, validate_every=3, checkpoint_every=100, scoring=die)
+    done, _, events, files = run(steps=6, validate_every=3, scores=[0.25, 0.5])
+    assert any("after step 3 of 6" in e.message for e in events if isinstance(e, Note))
+    assert done.scores == [0.25, 0.5]
+    assert [(r["kind"], r["step"]) for r in read_records(files.metrics) if r["kind"] == "validation"] == [
+        ("validation", 3),
+        ("validation", 6),
+    ]
+
+
+def test_it_stops_when_nothing_gets_better(run):
+    done, _, _, files = run(steps=20, validate_every=2, stop_after=3, scores=[0.3, 0.5, 0.4, 0.5, 0.2, 0.9])
+    assert (done.step, done.best_step, done.scores) == (10, 4, [0.3, 0.5, 0.4, 0.5, 0.2])
+    assert len(steps(files)) == 10
+    again, *_ = run(steps=20, validate_every=2, stop_after=3, scores=[1.0])  # a finished run stays finished
+    assert again == done
+
+
+def test_a_class_that_is_lost_stops_the_run(run):
+    scores = [0.6, 0.7, 0.02, 0.0, 0.01, 0.9]
+    with pytest.raises(TrainingError, match=r"stopped at step 10: lost after it had been found: a \(Dice 0\.70 at best"):
+        run(steps=12, validate_every=2, scores=scores)
+    done, _, events, _ = run(steps=12, validate_every=2, scores=scores, collapse_after=0, anew=True)
+    assert done.step == 12
+    _, _, events, _ = run(steps=12, validate_every=2, scores=[0.6, 0.7, 0.02, 0.6, 0.7, 0.7], anew=True)
+    assert ["lost after" in e.message for e in events if isinstance(e, Warn)] == [True]  # said, and it came back
+
+
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(run):
+    """The first moments after one step are a tenth of the gradient."""
+    moments = []
+    for parts in (1, 2, 4):
+        *_, files = run(steps=1, batch=4, accumulate=parts, ema=0.0, drop_path=0.0, anew=True)
+        tensors = _load_parts(files.last)[0]
+        moments.append(torch.cat([v.flatten() for k, v in sorted(tensors.items()) if k.endswith(".exp_avg")]).double())
+    for parted in moments[1:]:
+        assert (parted - moments[0]).norm() < 1e-5 * moments[0].norm()
+
+
+def test_frozen_parts_keep_their_weights(run, tiny_recipe):
+    torch.manual_seed(0)
+    fresh = build("uxnet", 1, 3, settings=tiny_recipe.stages[0].network.settings).state_dict()
+    _, weights, _, _ = run(steps=3, ema=0.0, optimiser=Optimiser(1e-2, freeze=("stem", "stages.0")))
+    frozen = [key for key in fresh if key.startswith(("stem.", "stages.0."))]
+    assert frozen
+    assert all(torch.equal(weights[key], fresh[key]) for key in frozen)
+    assert not torch.equal(weights["head.weight"], fresh["head.weight"])
+
+
+@pytest.mark.parametrize("name", ["nothing", "stage", "stages.0.0.n"])
+def test_a_part_that_is_not_there_cannot_be_frozen(run, name):
+    with pytest.raises(RecipeError, match=rf"optimiser\.freeze: nothing .* '{name}'; its parts are stem, "):
+        run(steps=3, optimiser=Optimiser(freeze=(name,)))
+
+
+def test_early_layers_change_less(run, tiny_recipe):
+    torch.manual_seed(0)
+    fresh = build("uxnet", 1, 3, settings=tiny_recipe.stages[0].network.settings).state_dict()
+    _, weights, _, files = run(
+        steps=1, ema=0.0, schedule=Schedule("constant"), optimiser=Optimiser(1e-2, layer_decay=0.5, weight_decay=0.0)
+    )
+    # AdamW's first step moves each weight by the learning rate.
+    stem, head = ((weights[key] - fresh[key]).abs().median().item() for key in ("stem.conv.weight", "head.weight"))
+    assert head == pytest.approx(1e-2, rel=1e-3)
+    assert stem < 1e-2 * 0.5**4
+    assert steps(files)[0]["learning_rate"] == pytest.approx(1e-2)
+
+
+def test_a_compiled_network_learns_the_same(run):
+    *_, files = run(steps=3, drop_path=0.0)
+    plain = [r["loss"] for r in steps(files)]
+    _, _, events, files = run(steps=3, drop_path=0.0, compile=True, anew=True)
+    assert not [e for e in events if isinstance(e, Warn)]
+    assert [r["loss"] for r in steps(files)] == pytest.approx(plain, rel=1e-3)
+
+
+def test_where_nothing_can_be_compiled_the_network_runs_as_it_is(run, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    done, _, events, _ = run(steps=2, compile=True)
+    assert done.step == 2
+    assert any("training.compile" in e.message and "no compiler" in e.message for e in events if isinstance(e, Warn))
 
 
 def test_dice_of_label_maps():

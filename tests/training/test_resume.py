@@ -1,5 +1,6 @@
 """A run that dies goes on: whatever kills it, wherever it is, the weights are in the end those of a run that lived."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -13,15 +14,16 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from uxnet.dataset import cache as cache_module
-from uxnet.errors import CheckpointError, DatasetError, RecipeError
+from uxnet.dataset import store
+from uxnet.errors import CheckpointError, DatasetError, RecipeError, TrainingError
 from uxnet.events import Note, Warn
 from uxnet.model import read_model, read_weights
 from uxnet.recipe import load_recipe, recipe_to_toml, with_network, with_overrides
 from uxnet.records import read_records
-from uxnet.training import checkpoint, loop
+from uxnet.training import checkpoint, loop, showing
 from uxnet.training import run as run_module
 from uxnet.training.run import train
+from uxnet.training.validate import Validation
 
 # What the killed processes run: `train` with something around it that kills, or slows down so that it can be killed.
 DRIVER = """
@@ -50,6 +52,73 @@ else:
         return real(*arguments, **more)
     loop.augment = augment
 train(dataset, load_recipe(recipe), out, cache=Path(cache), device="cpu", workers=1)
+"""
+
+
+# Forks a process for each attempt, so that none waits for torch to be imported, and kills it at a random moment: after so many signs of
+# life (a step begins, a record is written, a checkpoint is half written, a validation begins) and a little while.
+KILLER = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+from uxnet.recipe import load_recipe
+from uxnet.training import checkpoint, loop, run
+from uxnet.training.run import train
+dataset, recipe, folder, cache, least = sys.argv[1:]
+torch.set_num_threads(1)
+
+def attempt(out, pipe):
+    def telling(sign, function):
+        def told(*arguments, **more):
+            os.write(pipe, sign)
+            return function(*arguments, **more)
+        return told
+    real = checkpoint.save_file
+    def halfway(tensors, path, metadata=None):
+        real(tensors, path, metadata=metadata)
+        whole = open(path, "rb").read()
+        with open(path, "wb") as file:
+            file.write(whole[: len(whole) // 2])
+            file.flush()
+            os.write(pipe, b"h")
+            time.sleep(0.03)
+            file.write(whole[len(whole) // 2 :])
+    checkpoint.save_file = halfway
+    loop.augment = telling(b"s", loop.augment)
+    loop.append_record = telling(b"r", loop.append_record)
+    run.validate = telling(b"v", run.validate)
+    train(dataset, load_recipe(recipe), out, cache=Path(cache), device="cpu", workers=1, resume=True)
+
+draw = random.Random(5)
+moments, outs = [], []
+while len(moments) < int(least):
+    out = Path(folder) / f"run{len(outs)}"
+    outs.append(out.name)
+    while not (out / "model.uxnet").exists():
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                attempt(out, writing)
+                os._exit(0)
+            except BaseException:
+                import traceback
+                traceback.print_exc()
+                os._exit(3)
+        os.close(writing)
+        left, last = draw.randint(1, 14), b""
+        while left and (sign := os.read(reading, 1)):
+            left, last = left - 1, sign
+        if left == 0:
+            time.sleep(draw.uniform(0, 0.03))
+            os.kill(child, signal.SIGKILL)
+        os.close(reading)
+        status = os.waitpid(child, 0)[1]
+        if os.WIFSIGNALED(status):
+            moments.append(last.decode())
+        elif os.WEXITSTATUS(status):
+            sys.exit("an attempt failed")
+print(json.dumps([moments, outs]))
 """
 
 
@@ -84,7 +153,8 @@ def whole(go, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick_curves(whole, monkeypatch):
     """Pictures take most of so short a run's time; only `whole` draws real ones."""
-    monkeypatch.setattr(run_module, "curves", lambda path, **_: path.write_bytes(b"curves"))
+    monkeypatch.setattr(showing, "curves", lambda path, **_: path.write_bytes(b"curves"))
+    monkeypatch.setattr(showing, "picture", lambda path, *_: None)
 
 
 def tensors(path):
@@ -109,7 +179,16 @@ def assert_same_run(out, whole):
 
 def test_what_a_run_leaves_behind(whole, tiny_dataset):
     names = {p.name for p in whole.iterdir()}
-    assert names == {"recipe.toml", "split.json", "inspection.json", "metrics.jsonl", "curves.png", "checkpoints", "model.uxnet"}
+    assert names == {
+        "recipe.toml",
+        "split.json",
+        "inspection.json",
+        "metrics.jsonl",
+        "curves.png",
+        "pictures",
+        "checkpoints",
+        "model.uxnet",
+    }
     assert {p.name for p in (whole / "checkpoints").iterdir()} == {"last.safetensors", "best.safetensors"}
     model = read_model(whole / "model.uxnet")
     provenance = model.provenance
@@ -159,6 +238,46 @@ def test_sigkill_leaves_a_run_that_goes_on(go, whole, shared, tiny_dataset, tmp_
         assert_same_run(out, whole)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_cluster_that_wants_the_machine_back(name, go, whole, shared, tiny_dataset, tmp_path):
+    """The signal is answered by a checkpoint and an exit code of its own; the run goes on from the very step."""
+    out = tmp_path / "run"
+    slow = "import time; from uxnet.training import loop; real = loop.augment; " + (
+        "loop.augment = lambda *a, **k: (time.sleep(0.3), real(*a, **k))[1]; import sys; from uxnet.cli.main import main; sys.exit(main())"
+    )
+    arguments = ["train", str(tiny_dataset), "--recipe", str(shared / "tiny.toml"), "-o", str(out), "--cache", str(shared / "cache")]
+    process = subprocess.Popen([sys.executable, "-c", slow, *arguments, "--workers", "1"], stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline and not read_records(out / "metrics.jsonl"):
+            time.sleep(0.02)
+        process.send_signal(getattr(signal, name))
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 75, said
+    assert "everything is saved, go on with --resume" in said
+    done = [r["step"] for r in read_records(out / "metrics.jsonl") if r["kind"] == "step"]
+    assert 1 <= len(done) < 8
+    events = []
+    go(out, resume=True, report=events.append)
+    assert any(isinstance(e, Note) and f"after step {done[-1]} of 8" in e.message for e in events)
+    assert_same_run(out, whole)
+
+
+def test_sigkill_at_random_moments(whole, shared, tiny_dataset, tmp_path):
+    """Twenty and more times, some of them in the middle of the writing of a checkpoint."""
+    arguments = [str(tiny_dataset), str(shared / "tiny.toml"), str(tmp_path), str(shared / "cache"), "20"]
+    done = subprocess.run([sys.executable, "-c", KILLER, *arguments], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    killed, outs = json.loads(done.stdout.splitlines()[-1])
+    assert len(killed) >= 20
+    assert killed.count("h") >= 2
+    assert set(killed) == set("hrsv")
+    for out in outs:
+        assert_same_run(tmp_path / out, whole)
+
+
 def moments():
     """Where a run can die, as (name, object, attribute, call at which it dies)."""
     yield "before the first step", run_module, "fit", 1
@@ -167,9 +286,9 @@ def moments():
     yield "in the first checkpoint", checkpoint, "save_file", 1
     yield "in the validation", run_module, "validate", 1
     yield "saving the best weights", loop, "save_weights", 1
-    yield "after the best weights, before the checkpoint", run_module, "draw_curves", 1
+    yield "after the best weights, before the checkpoint", showing, "draw_curves", 1
     yield "in the last checkpoint", loop, "save_checkpoint", 4
-    yield "writing the model", run_module, "write_model", 1
+    yield "writing the model", run_module, "hand_over", 1
 
 
 @pytest.mark.parametrize(("where", "attribute", "call"), [m[1:] for m in moments()], ids=[m[0] for m in moments()])
@@ -213,21 +332,46 @@ def test_dying_again_and_again(go, whole, tmp_path, monkeypatch):
 
 
 def test_dying_while_cases_are_prepared(tiny_dataset, tiny_recipe, whole, tmp_path, monkeypatch):
-    real, calls = cache_module.np.save, []
+    real, calls = store.atomic, []
 
-    def dying(path, array):
+    @contextlib.contextmanager
+    def dying(path):
         calls.append(1)
-        if len(calls) == 5:
-            path.write_bytes(b"half")
-            raise Died
-        real(path, array)
+        with real(path) as temporary:
+            if len(calls) == 5:
+                temporary.write_bytes(b"half")
+                raise Died
+            yield temporary
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module.np, "save", dying)
+        patch.setattr(store, "atomic", dying)
         with pytest.raises(Died):
             train(tiny_dataset, tiny_recipe, tmp_path / "run", device="cpu", workers=1)
     train(tiny_dataset, tiny_recipe, tmp_path / "run", device="cpu", workers=1, resume=True)
     assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_run_that_has_to_be_stopped_hands_over_its_best(go, tiny_recipe, tiny_dataset, tmp_path, monkeypatch):
+    """A class that collapses stops the run; the weights before it are a model, and a run with a mended recipe can begin with it."""
+    dices = iter([0.6, 0.7, 0.02, 0.01, 0.0, 0.9])
+    real = run_module.validate
+
+    def scripted(cases, *_):
+        dice = next(dices)
+        return Validation({case.name: {"bright": dice, "dark": dice} for case in cases})
+
+    monkeypatch.setattr(run_module, "validate", scripted)
+    recipe = with_overrides(tiny_recipe, ["training.validate_every=1"])
+    with pytest.raises(TrainingError, match=r"bright.*dark.*weights of step 2, the best, are in .*last_good\.uxnet"):
+        go(tmp_path / "run", recipe=recipe)
+    assert not (tmp_path / "run" / "model.uxnet").exists()
+    good = read_model(tmp_path / "run" / "last_good.uxnet")
+    assert good.provenance["training"]["step"] == 2
+    best = tensors(tmp_path / "run" / "checkpoints" / "best.safetensors")
+    assert all(np.array_equal(value, best[key].numpy()) for key, value in read_weights(good).items())
+    monkeypatch.setattr(run_module, "validate", real)
+    mended = with_overrides(tiny_recipe, ["optimiser.learning_rate=1e-3"])
+    assert go(tmp_path / "mended", recipe=mended, init_from=good.path).is_file()
 
 
 def test_resuming_a_finished_run_changes_nothing(go, whole):

@@ -83,14 +83,14 @@ def test_a_run_that_was_interrupted_gives_the_same_weights(trained, tiny_dataset
     def fit(*arguments, **more):
         calls.append(1)
         if (when, len(calls)) in (("in the first stage", 1), ("in the second stage", 2)):
-            heard = more["report"]
+            heard = more["hooks"].report
 
             def report(event):
                 heard(event)
                 if getattr(event, "task", "") == "training" and event.done == 7:
                     raise Died
 
-            more["report"] = report
+            more["hooks"] = replace(more["hooks"], report=report)
         return real_fit(*arguments, **more)
 
     def write_labels(path, labels):
@@ -154,7 +154,7 @@ def test_a_patch_shows_one_structures_mask_and_asks_about_it_alone():
     seen = set()
     for step in range(30):
         place = draw_guided_place([one], sampling, 0, step, 0)
-        images, targets = read_batch([one], sampling, 1, 0, step)
+        images, targets = read_batch([one], sampling, [0], 0, step)
         assert images.shape == (1, 2, 8, 8, 8)
         assert set(np.unique(images[0, 1])) == {0.0, 1.0}
         assert images[0, 1].sum() == 1  # the other structure's mask is not shown

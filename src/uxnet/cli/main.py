@@ -9,6 +9,7 @@ from importlib import import_module
 VERBS = {
     "demo": "make phantoms, train on them, segment and score the rest, write a page of pictures",
     "inspect": "check a dataset and print its fingerprint",
+    "plan": "write a recipe for a dataset, each of its keys with a reason",
     "train": "train a network on a dataset by a recipe",
     "predict": "segment scans with a model",
     "evaluate": "score predictions against references",
@@ -16,6 +17,7 @@ VERBS = {
     "convert": "make a model of weights from elsewhere",
     "info": "print what a model is and where it came from",
     "networks": "count the networks of the paper's tables, beside what it prints",
+    "doctor": "check whether this machine trains right, and in which precision it is fastest",
 }
 
 _HELP = """usage: uxnet VERB [arguments]
@@ -34,7 +36,8 @@ a first round:
   uxnet predict runs/hippocampus/model.uxnet scan.nii.gz -o out/
   uxnet evaluate out/ labels/ -o metrics.json
 
-exit codes: 0 done; 1 something failed, or part of a batch did (the rest was done); 2 wrong arguments; 130 interrupted"""
+exit codes: 0 done; 1 something failed, or part of a batch did (the rest was done); 2 wrong arguments;
+75 a training was asked to make room and is saved, go on with --resume; 130 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,12 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here: asking for help must not wait for what a verb needs.
     import tyro
 
-    from uxnet.errors import Cancelled, UxnetError
+    from uxnet.errors import Cancelled, Preempted, UxnetError
 
     module = import_module(f"uxnet.cli.{verb}")
     description = f"{module.run.__doc__}\n\n{module.EXAMPLES}"
     try:
         return int(tyro.cli(module.run, prog=f"uxnet {verb}", args=arguments[1:], description=_without_args(description)))
+    except Preempted as error:
+        print(f"uxnet {verb}: {error}", file=sys.stderr)
+        return 75
     except (KeyboardInterrupt, Cancelled):
         print(f"uxnet {verb}: interrupted", file=sys.stderr)
         return 130

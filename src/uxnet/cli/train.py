@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+from uxnet.errors import Preempted
+from uxnet.events import Event, Progress, Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EXAMPLES = """examples:
   uxnet train Task04_Hippocampus/ --recipe hippocampus --fold 0 -o runs/hippocampus
@@ -15,6 +23,8 @@ EXAMPLES = """examples:
   uxnet train Task04_Hippocampus/ --recipe hippocampus-rapnet -o runs/rapnet
   uxnet train amos/ --recipe my.toml --init-from runs/flare/model.uxnet -o runs/amos
   uxnet train data/ --recipe my.toml -o runs/mine --set training.steps=500 --set "sampling.patch=[64, 64, 64]"
+  uxnet train data/ --recipe my.toml -o runs/mine --hours 2 --tensorboard
+  torchrun --nproc-per-node 4 -m uxnet train data/ --recipe my.toml -o runs/mine --resume
 """
 
 
@@ -29,7 +39,10 @@ def run(
     init_from: Annotated[Path | None, tyro.conf.arg(metavar="MODEL")] = None,
     init_kernels: Literal["trilinear", "centred"] = "trilinear",
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    hours: Annotated[float | None, tyro.conf.arg(metavar="H")] = None,
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto",
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto",
+    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     protocol: Literal["5x80-20", "5x80-10-10"] | None = None,
     split: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     group_by: Annotated[str | None, tyro.conf.arg(metavar="PATTERN")] = None,
@@ -42,8 +55,11 @@ def run(
     Validation segments whole cases on their own grids and scores the foreground.
 
     RUN holds: recipe.toml (all of it, overrides included), split.json (every fold's cases), inspection.json, metrics.jsonl (a line
-    a step and a validation), curves.png, checkpoints/ and, at the end, model.uxnet. A run that was interrupted, however rudely, goes
-    on with --resume and ends with the same weights.
+    a step and a validation), curves.png, pictures/ of validation cases, checkpoints/ and, at the end, model.uxnet. A run that was
+    interrupted, however rudely, goes on with --resume and ends with the same weights. SIGTERM and SIGUSR1 (a cluster that wants the
+    machine back) save at once and leave with exit code 75.
+
+    Started by torchrun or by SLURM's srun, all processes work on one run, each on its part of every batch.
 
     Args:
         dataset: a folder in the layout of the Medical Segmentation Decathlon or of nnU-Net v2 (raw), or one with the
@@ -57,7 +73,10 @@ def run(
             weight is printed, and written to RUN/transfer.json.
         init_kernels: how its kernels grow where this network's are larger: upsampled, or centred in zeros.
         resume: go on with the run in RUN; if there is none, start it.
+        hours: train for about so long, validations included: measured before the first step, turned into a number of steps, and kept.
         device: auto, cpu, cuda, cuda:N or mps.
+        strategy: of several processes: a whole network in each (ddp, the default), or one that is shared out (fsdp).
+        tensorboard: also write RUN/tensorboard (needs pip install uxnet[track]).
         protocol: how cases are split if there is no split yet: five folds of 80 % training and 20 % validation (the default), or
             80/10/10 with a test part. Persons are kept whole.
         split: a file with the folds; made there if it does not exist. By default split.json in RUN.
@@ -66,47 +85,87 @@ def run(
         workers: processes that check and prepare cases. By default one a core.
     """
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    from uxnet.cli.render import duration, reporting
+    from uxnet.cli.render import reporting
     from uxnet.recipe import load_recipe, with_network, with_overrides
 
     chosen = load_recipe(recipe)
     chosen = with_overrides(with_network(chosen, network) if network else chosen, set)
+    if hours is not None:
+        chosen = with_overrides(chosen, [f"training.hours={hours / len(chosen.stages)}"])
     console = Console(stderr=True)
     with console.status("loading torch"):
+        from uxnet.training.engine import is_first_process, leave_processes
         from uxnet.training.run import train
-    with reporting(console) as report:
-        model = train(
-            dataset,
-            chosen,
-            output,
-            fold=fold,
-            split=split,
-            protocol=protocol,
-            group_by=group_by,
-            init_from=init_from,
-            init_kernels=init_kernels,
-            resume=resume,
-            device=device,
-            cache=cache,
-            workers=workers or os.cpu_count() or 1,
-            report=report,
-        )
+    asked = asked_to_leave()
+    try:
+        with reporting(console) as report:
+            model = train(
+                dataset,
+                chosen,
+                output,
+                fold=fold,
+                split=split,
+                protocol=protocol,
+                group_by=group_by,
+                init_from=init_from,
+                init_kernels=init_kernels,
+                resume=resume,
+                device=device,
+                strategy=strategy,
+                cache=cache,
+                workers=workers or os.cpu_count() or 1,
+                tensorboard=tensorboard,
+                stopping=asked,
+                report=_leaving(report, asked),
+            )
+        if is_first_process():
+            _print_summary(model, Console())
+    finally:
+        leave_processes()
+    return 0
+
+
+def asked_to_leave() -> Callable[[], bool]:
+    """Listens for SIGTERM and SIGUSR1 from now on; what it returns says whether one has come."""
+    came: list[int] = []
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows has no SIGUSR1
+            signal.signal(getattr(signal, name), lambda number, _: came.append(number))
+    return lambda: bool(came)
+
+
+def _leaving(report: Report, asked: Callable[[], bool]) -> Report:
+    """A report that leaves where nothing has to be saved: cases that are prepared stay, and before a validation all is saved."""
+
+    def leaving(event: Event) -> None:
+        report(event)
+        if isinstance(event, Progress) and event.task != "training" and asked():
+            raise Preempted(f"stopped while {event.task}; what was finished is kept, go on with --resume")
+
+    return leaving
+
+
+def _print_summary(model: Path, console: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from uxnet.cli.render import duration
     from uxnet.model import read_model
+    from uxnet.records import read_records
+    from uxnet.training.watch import summary_rows
 
     provenance = read_model(model).provenance
+    training, cases = provenance["training"], len(provenance["split"]["validation"])
+    stages = sorted(model.parent.glob("stage_*/metrics.jsonl"))
+    rows = summary_rows(read_records(stages[-1] if stages else model.parent / "metrics.jsonl"), training["step"])
     table = Table(box=None, pad_edge=False)
-    for name in ("class", "Dice"):
-        table.add_column(name, justify="right" if name == "Dice" else "left")
-    validation = provenance.get("validation", {})
-    for name, value in {**validation.get("classes", {}), "mean": validation.get("dice")}.items():
-        table.add_row(escape(name), "-" if value is None else f"{value:.4f}")
-    out = Console()
-    cases, training = len(provenance["split"]["validation"]), provenance["training"]
+    for name in ("class", "Dice", "best", "at step"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for row in rows:
+        kept, best = ("-" if value is None else f"{value:.4f}" for value in (row.kept, row.best))
+        table.add_row(escape(row.name), kept, best, "-" if row.best_step is None else str(row.best_step))
     took = duration(training["seconds"])
-    out.print(f"weights of step {training['step']} of {training['steps']}, {took}; {cases} validation cases:", highlight=False)
-    out.print(table)
-    out.print(f"written: {escape(str(model))}", soft_wrap=True, highlight=False)
-    return 0
+    console.print(f"weights of step {training['step']} of {training['steps']}, {took}; {cases} validation cases:", highlight=False)
+    console.print(table)
+    console.print(f"written: {escape(str(model))}", soft_wrap=True, highlight=False)

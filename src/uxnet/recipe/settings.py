@@ -216,7 +216,7 @@ class Training:
 
     steps: optimiser steps.
     hours: if above 0, the time that the training may take, validations included: it is turned into a number of steps before the
-        first one, by measuring some, and that number stands in the run's recipe from then on.
+        first one, by measuring some, and that number is kept in the run's folder (budget.json) from then on.
     batch: patches a step, over all devices.
     accumulate: parts that each device computes its share of a batch in, one after the other, to save memory. The gradient is the
         same but for rounding, unless the network has batch norm.

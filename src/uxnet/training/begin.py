@@ -85,5 +85,6 @@ def begin_from(
 def _other_settings(theirs: Network, ours: Network) -> str:
     """The settings in which two recipes' networks differ, in words; empty where they agree."""
     a, b = with_size(theirs.name, theirs.settings), with_size(ours.name, ours.settings)
-    differ = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+    # Deep supervision and checkpointing change how a network is trained, not what its weights mean.
+    differ = [key for key in {**a, **b} if a.get(key) != b.get(key) and key not in ("deep_supervision", "checkpointing")]
     return ", ".join(f"{key} {a.get(key, 'by default')} there, {b.get(key, 'by default')} here" for key in differ)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +19,22 @@ from torch.optim import Optimizer
 
 from uxnet.augment import augment
 from uxnet.dataset.cache import CachedCase
-from uxnet.dataset.patches import read_batch
-from uxnet.errors import TrainingError
+from uxnet.dataset.patches import read_batch, what_is_shown
+from uxnet.dataset.sides import lateral_axis, paired_indices
+from uxnet.errors import Preempted, TrainingError
 from uxnet.events import Note, Progress, Report, Warn
+from uxnet.labels import Labels
+from uxnet.networks.build import architecture
 from uxnet.recipe import Optimiser as OptimiserSettings
-from uxnet.recipe import Stage
+from uxnet.recipe import Stage, Training
 from uxnet.records import append_record, keep_records
-from uxnet.training.checkpoint import Progressed, load_checkpoint, save_checkpoint, save_weights
-from uxnet.training.engine import TrainingEngine
+from uxnet.training.checkpoint import Progressed, State, load_checkpoint, save_checkpoint, save_weights
+from uxnet.training.engine import Ready, TrainingEngine, whole, why_not_compiled
+from uxnet.training.groups import freeze, layer_depths, parameter_groups, resting
 from uxnet.training.losses import SegmentationLoss
 from uxnet.training.schedule import learning_rate
 from uxnet.training.validate import Validation
+from uxnet.training.watch import lost_classes, lost_message, stalled
 
 Batch = tuple[NDArray[np.float32], NDArray[Any]]
 
@@ -55,114 +61,197 @@ class RunFiles:
         return self.folder / "metrics.jsonl"
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What is called while a run goes on.
+
+    report: hears of progress, notes and warnings.
+    stopping: asked after every step whether to save and leave.
+    on_record: hears every record that is written; in the first process only.
+    """
+
+    report: Report
+    stopping: Callable[[], bool] = lambda: False
+    on_record: Callable[[Mapping[str, Any]], None] = lambda _: None
+
+
 def fit(
     network: nn.Module,
     cases: Sequence[CachedCase],
-    validate: Callable[[nn.Module], Validation],
+    validate: Callable[[], Validation],
     *,
     stage: Stage,
+    labels: Labels,
     loss_of: SegmentationLoss,
     engine: TrainingEngine,
     files: RunFiles,
     identity: str,
-    report: Report,
-    on_validation: Callable[[], None],
-) -> tuple[Progressed, Mapping[str, Tensor]]:
+    hooks: Hooks,
+) -> tuple[Progressed, dict[str, Tensor]]:
     """Trains a network until the recipe's last step, going on from the last checkpoint if there is one.
 
-    Everything random is a function of (seed, step, sample), so that a run that was interrupted gives the weights of one that was not.
+    Everything random is a function of (seed, step, sample), so that a run that was interrupted gives the weights of one that was not,
+    and several processes compute what one would. Every process calls it.
 
     Args:
+        network: holds the weights that `validate` scores, whenever it is called.
         cases: prepared, to draw patches from.
-        validate: scores the network on whole cases.
+        validate: scores the network on whole cases; in every process the same.
+        labels: of the cases.
         files: where checkpoints and records go.
         identity: what the run is; a checkpoint of another is refused.
-        on_validation: called when a validation has been recorded.
 
     Returns:
         How far it came, and the last weights (their running average where the recipe asks for one).
 
     Raises:
-        TrainingError: if too many steps in a row had to be skipped; checkpoints and records stay.
+        TrainingError: if too many steps in a row had to be skipped, or a class that was found is lost; checkpoints and records stay.
+        Preempted: if `hooks.stopping` says so; everything is saved.
     """
-    settings, seed = stage.training, stage.training.seed
-    running, optimiser = engine.setup(network, _adamw(network, stage.optimiser))
-    average = {key: value.detach().clone() for key, value in network.state_dict().items()} if settings.ema else {}
-    done = Progressed()
+    settings, report = stage.training, hooks.report
+    ready, state = _begun(network, cases, stage, engine, report)
+    done = state.done
     if files.last.exists():
-        done = load_checkpoint(files.last, network, optimiser, average, identity)
+        load_checkpoint(files.last, state, engine, identity)
+        done = state.done
         report(Note(f"going on after step {done.step} of {settings.steps}"))
-    keep_records(files.metrics, lambda record: record["step"] <= done.step)
+    if engine.rank == 0:
+        keep_records(files.metrics, lambda record: record["step"] <= (done.validated if record["kind"] == "validation" else done.step))
     clock = _Clock(done.step, done.seconds)
+    mirrors = {"lateral": lateral_axis(stage.prepare.orientation), "pairs": () if stage.prior else paired_indices(labels)}
+    still = resting(ready.trained)
 
     def checkpoint() -> None:
         done.seconds = clock.seconds
-        save_checkpoint(files.last, network, optimiser, average, done, identity)
+        save_checkpoint(files.last, state, engine, identity)
 
-    for images, indices in _batches(cases, stage, done.step):
-        step = done.step
-        torch.manual_seed(_mixed(seed, step))  # for what draws from torch inside the network, such as drop path
-        rate = learning_rate(stage.schedule, stage.optimiser.learning_rate, step, settings.steps, done.scores)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+    def record(kind: str, values: Mapping[str, Any]) -> None:
+        line = {**_finite(values), "kind": kind}
+        if engine.rank == 0:
+            append_record(files.metrics, line)
+            hooks.on_record(line)
 
-        on_device = engine.put(torch.from_numpy(images)), engine.put(_as_tensor(indices))
-        x, target = augment(*on_device, stage.augment, seed, step, stage.prepare.spacing_mm, masks=1 if stage.prior else 0)
-        running.train()
-        loss = loss_of(running(x), target)
-        engine.backward(loss)
-        norm = engine.gradient_norm(running, optimiser, settings.clip_gradient)
-        # A scaled loss (float16) overflows now and then by design: its scaler skips that step and lowers the scale.
-        sane = math.isfinite(float(loss.detach())) and (norm < settings.absurd_gradient or (engine.scales_loss and math.isfinite(norm)))
-        if sane or engine.scales_loss:
-            optimiser.step()
-        if sane:
-            _move_average(average, network, settings.ema, step)
-            done.skipped_in_a_row = 0
-        else:
-            done.skipped += 1
-            done.skipped_in_a_row += 1
-            report(Warn(f"step {step + 1} skipped: loss {float(loss.detach()):.3g}, gradient norm {norm:.3g} ({done.skipped} so far)"))
-        optimiser.zero_grad(set_to_none=True)
-        done.step = step + 1
+    with contextlib.closing(_batches(cases, stage, engine.share(settings.batch), done.step)) as batches:
+        while True:
+            if _validation_due(done, settings):
+                checkpoint()  # so that nothing is lost while whole cases are segmented
+                validation = _validated(network, state, validate, engine)
+                done.validated = done.step
+                done.scores.append(validation.mean)
+                done.classes.append(validation.classes)
+                record("validation", {"step": done.step, **validation.to_dict()})
+                if validation.mean is not None and validation.mean > done.best:
+                    done.best, done.best_step = validation.mean, done.step
+                    _save_best(files.best, state, engine)
+                checkpoint()
+                _refuse_collapse(done, settings, report)
+            if _finished(done, settings):
+                break
 
-        record = {"step": done.step, "loss": float(loss.detach()), "learning_rate": rate, "gradient_norm": norm, "skipped": done.skipped}
-        append_record(files.metrics, _finite(record) | {"kind": "step", "seconds": round(clock.seconds, 2)})
-        if done.skipped_in_a_row >= settings.skips_in_a_row:
-            raise TrainingError(
-                f"stopped at step {done.step}: {done.skipped_in_a_row} steps in a row had a loss or gradient that is not finite or absurd "
-                f"(last: loss {float(loss.detach()):.3g}, gradient norm {norm:.3g}). The checkpoint before them is kept. "
-                "Try a lower optimiser.learning_rate or training.precision=float32"
-            )
-        last = done.step == settings.steps
-        if last or done.step % settings.validate_every == 0:
-            weights = average or network.state_dict()
-            validation = _with_weights(network, average, validate)
-            done.scores.append(validation.mean)
-            append_record(files.metrics, {"step": done.step, "kind": "validation", **validation.to_dict()})
-            if validation.mean is not None and validation.mean > done.best:
-                done.best, done.best_step = validation.mean, done.step
-                save_weights(files.best, weights, {"step": done.step, "dice": validation.mean})
-            on_validation()
-        report(Progress("training", done.step, settings.steps, _shown(done, record, clock, settings.steps)))
-        if last or done.step % settings.checkpoint_every == 0 or done.step % settings.validate_every == 0:
-            checkpoint()
-    return done, average or network.state_dict()
+            step = done.step
+            rate = learning_rate(stage.schedule, stage.optimiser.learning_rate, step, settings.steps, done.scores)
+            for group in ready.stepping.param_groups:
+                group["lr"] = rate * group["factor"]
+            ready.running.train()
+            for module in still:
+                module.eval()
+            loss = _gradient(next(batches), ready, stage, loss_of, engine, step, mirrors)
+            norm = engine.gradient_norm(ready.running, ready.stepping, settings.clip_gradient)
+            loss, halt = engine.mean([loss, float(hooks.stopping())])
+            # A scaled loss (float16) overflows now and then by design: its scaler skips that step and lowers the scale.
+            sane = math.isfinite(loss) and (norm < settings.absurd_gradient or (engine.scales_loss and math.isfinite(norm)))
+            if sane or engine.scales_loss:
+                ready.stepping.step()
+            if sane:
+                _move_average(state.average, ready.trained, settings.ema, step)
+                done.skipped_in_a_row = 0
+            else:
+                done.skipped += 1
+                done.skipped_in_a_row += 1
+                report(Warn(f"step {step + 1} skipped: loss {loss:.3g}, gradient norm {norm:.3g} ({done.skipped} so far)"))
+            ready.stepping.zero_grad(set_to_none=True)
+            done.step = step + 1
+
+            values = {"step": done.step, "loss": loss, "learning_rate": rate, "gradient_norm": norm, "skipped": done.skipped}
+            record("step", {**values, "seconds": round(clock.seconds, 2)})
+            _refuse_skips(done, settings, loss, norm)
+            report(Progress("training", done.step, settings.steps, _shown(done, values, clock, settings.steps)))
+            if halt > 0:
+                checkpoint()
+                raise Preempted(f"stopped after step {done.step} of {settings.steps}; everything is saved, go on with --resume")
+            if done.step % settings.checkpoint_every == 0 and not _validation_due(done, settings):
+                checkpoint()
+    weights = state.average or ready.trained.state_dict()
+    return done, {key: whole(value.detach()).clone() for key, value in weights.items()}
 
 
-def _adamw(network: nn.Module, settings: OptimiserSettings) -> Optimizer:
-    return torch.optim.AdamW(
-        network.parameters(), lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
-    )
+def _begun(network: nn.Module, cases: Sequence[CachedCase], stage: Stage, engine: TrainingEngine, report: Report) -> tuple[Ready, State]:
+    """The network with its optimiser on the device, before the first step."""
+    settings = stage.optimiser
+    freeze(network, settings.freeze, architecture(stage.network.name).untrained)
+    channels = stage.in_channels(len(cases[0].image))
+    depths = layer_depths(network, channels, stage.sampling.patch) if settings.layer_decay < 1 else None
+
+    def optimiser_of(trained: nn.Module) -> Optimizer:
+        return _adamw(parameter_groups(trained, settings.layer_decay, depths), settings)
+
+    wanted = stage.training.compile
+    if wanted and (why := why_not_compiled()):
+        report(Warn(f"training.compile: torch cannot compile here ({why}); the network runs as it is"))
+        wanted = False
+    ready = engine.setup(network, optimiser_of, wanted)
+    average = {key: value.detach().clone() for key, value in ready.trained.state_dict().items()} if stage.training.ema else {}
+    return ready, State(ready.trained, ready.optimiser, average)
 
 
-def _batches(cases: Sequence[CachedCase], stage: Stage, first: int) -> Iterator[Batch]:
+def _adamw(groups: list[dict[str, Any]], settings: OptimiserSettings) -> Optimizer:
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
+
+
+def _gradient(
+    batch: Batch,
+    ready: Ready,
+    stage: Stage,
+    loss_of: SegmentationLoss,
+    engine: TrainingEngine,
+    step: int,
+    mirrors: Mapping[str, Any],
+) -> float:
+    """Adds this process's part of a step's gradient up, in as many parts as the recipe says; returns its mean loss."""
+    seed, parts = stage.training.seed, stage.training.accumulate
+    samples = engine.share(stage.training.batch)
+    each = -(-len(samples) // parts)
+    images, indices = engine.put(torch.from_numpy(batch[0])), engine.put(_as_tensor(batch[1]))
+    total = images.new_zeros((), dtype=torch.float32)
+    for first in range(0, len(samples), each):
+        part = slice(first, first + each)
+        share = len(samples[part]) / len(samples)
+        torch.manual_seed(_mixed(seed, step, samples[first]))  # for what draws from torch inside the network, such as drop path
+        x, target = augment(
+            images[part],
+            indices[part],
+            stage.augment,
+            seed,
+            step,
+            stage.prepare.spacing_mm,
+            masks=1 if stage.prior else 0,
+            samples=samples[part],
+            **mirrors,
+        )
+        with engine.accumulating(ready.running, more=first + each < len(samples)):
+            loss = loss_of(ready.running(x), target) * share
+            engine.backward(loss)
+        total += loss.detach()
+    return float(total)
+
+
+def _batches(cases: Sequence[CachedCase], stage: Stage, samples: Sequence[int], first: int) -> Generator[Batch]:
     """The batches of the steps from `first` on, each read while the one before it is computed."""
-    settings = stage.training
+    settings, shown = stage.training, what_is_shown(cases)
     with ThreadPoolExecutor(1) as reader:
 
         def ask(step: int) -> Any:
-            return reader.submit(read_batch, cases, stage.sampling, settings.batch, settings.seed, step)
+            return reader.submit(read_batch, cases, stage.sampling, samples, settings.seed, step, shown)
 
         coming = ask(first) if first < settings.steps else None
         for step in range(first, settings.steps):
@@ -171,24 +260,59 @@ def _batches(cases: Sequence[CachedCase], stage: Stage, first: int) -> Iterator[
             yield batch
 
 
+def _validation_due(done: Progressed, settings: Training) -> bool:
+    return done.validated < done.step and (done.step % settings.validate_every == 0 or done.step == settings.steps)
+
+
+def _finished(done: Progressed, settings: Training) -> bool:
+    return done.step >= settings.steps or bool(settings.stop_after and stalled(done.scores) >= settings.stop_after)
+
+
+def _validated(network: nn.Module, state: State, validate: Callable[[], Validation], engine: TrainingEngine) -> Validation:
+    """A validation with the averaged weights in the network, and its own put back."""
+    if state.network is not network:  # fsdp: what is trained lies in parts, and this network is for segmenting alone
+        network.load_state_dict({key: whole(value) for key, value in (state.average or state.network.state_dict()).items()})
+        return validate()
+    if not state.average:
+        return validate()
+    own = {key: value.detach().clone() for key, value in network.state_dict().items()}
+    network.load_state_dict(state.average)
+    try:
+        return validate()
+    finally:
+        network.load_state_dict(own)
+
+
+def _save_best(path: Path, state: State, engine: TrainingEngine) -> None:
+    weights = {key: whole(value) for key, value in (state.average or state.network.state_dict()).items()}
+    engine.first(lambda: save_weights(path, weights, {"step": state.done.best_step, "dice": state.done.best}))
+
+
+def _refuse_collapse(done: Progressed, settings: Training, report: Report) -> None:
+    lost = lost_classes(done.classes)
+    if not settings.collapse_after or not lost:
+        return
+    message = lost_message(done.classes, lost)
+    if max(lost.values()) >= settings.collapse_after:
+        raise TrainingError(f"stopped at step {done.step}: {message}")
+    report(Warn(message))
+
+
+def _refuse_skips(done: Progressed, settings: Training, loss: float, norm: float) -> None:
+    if done.skipped_in_a_row >= settings.skips_in_a_row:
+        raise TrainingError(
+            f"stopped at step {done.step}: {done.skipped_in_a_row} steps in a row had a loss or gradient that is not finite or absurd "
+            f"(last: loss {loss:.3g}, gradient norm {norm:.3g}). The checkpoint before them is kept. "
+            "Try a lower optimiser.learning_rate or training.precision=float32"
+        )
+
+
 def _move_average(average: dict[str, Tensor], network: nn.Module, decay: float, step: int) -> None:
     """The running average of the weights, with a shorter memory in the first steps."""
     decay = min(decay, (1 + step) / (10 + step))
     for key, value in network.state_dict().items():
         if key in average:
             average[key].lerp_(value.detach(), 1 - decay) if value.is_floating_point() else average[key].copy_(value)
-
-
-def _with_weights(network: nn.Module, average: Mapping[str, Tensor], validate: Callable[[nn.Module], Validation]) -> Validation:
-    """A validation with the averaged weights in the network, and its own put back."""
-    if not average:
-        return validate(network)
-    own = {key: value.detach().clone() for key, value in network.state_dict().items()}
-    network.load_state_dict(average)
-    try:
-        return validate(network)
-    finally:
-        network.load_state_dict(own)
 
 
 class _Clock:
@@ -205,13 +329,13 @@ class _Clock:
         return (time.monotonic() - self.started) / max(1, step - self.first) * (steps - step)
 
 
-def _shown(done: Progressed, record: Mapping[str, Any], clock: _Clock, steps: int) -> dict[str, float | int | str]:
-    values: dict[str, float | int | str] = {"loss": round(record["loss"], 4), "rate": float(f"{record['learning_rate']:.2e}")}
+def _shown(done: Progressed, values: Mapping[str, Any], clock: _Clock, steps: int) -> dict[str, float | int | str]:
+    shown: dict[str, float | int | str] = {"loss": round(values["loss"], 4), "rate": float(f"{values['learning_rate']:.2e}")}
     if done.scores and done.scores[-1] is not None:
-        values |= {"dice": round(done.scores[-1], 4), "best": round(done.best, 4)}
+        shown |= {"dice": round(done.scores[-1], 4), "best": round(done.best, 4)}
     if done.skipped:
-        values["skipped"] = done.skipped
-    return values | {"seconds_left": round(clock.left(done.step, steps))}
+        shown["skipped"] = done.skipped
+    return shown | {"seconds_left": round(clock.left(done.step, steps))}
 
 
 def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,5 +347,5 @@ def _as_tensor(indices: NDArray[Any]) -> Tensor:
     return torch.from_numpy(indices.astype(np.int16 if indices.dtype == np.uint16 else indices.dtype, copy=False))
 
 
-def _mixed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence((seed, step, 2)).generate_state(1, np.uint64)[0] >> 1)
+def _mixed(seed: int, step: int, sample: int) -> int:
+    return int(np.random.SeedSequence((seed, step, sample, 2)).generate_state(1, np.uint64)[0] >> 1)

@@ -14,8 +14,9 @@ from uxnet.recipe import Loss
 class SegmentationLoss(nn.Module):
     """The loss of a recipe for a set of labels.
 
-    For labels: softmax over all channels. For regions: a sigmoid each. Voxels with the ignore label count in neither term. Deep
-    supervision weighs each coarser level half as much as the one before it, and the weights sum to 1.
+    For labels: softmax over all channels. For regions: a sigmoid each. Voxels with the ignore label count in neither term. Both
+    terms are means over the samples of a batch. Deep supervision weighs each coarser level half as much as the one before it, and the
+    weights sum to 1.
     """
 
     def __init__(self, settings: Loss, labels: Labels) -> None:
@@ -66,7 +67,9 @@ class SegmentationLoss(nn.Module):
             cross_entropy = entropy.mean()
         else:
             probs, target = probs * counted.unsqueeze(1), target * counted.unsqueeze(1)
-            cross_entropy = (entropy * counted).sum() / counted.sum().clamp_min(1)
+            # Of each sample by itself, so that the parts of a batch come to the whole of it, wherever they are computed.
+            each = (entropy * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp_min(1)
+            cross_entropy = each.mean()
         dice: Tensor = self.dice(probs, target)
         return self.settings.dice * dice + self.settings.cross_entropy * cross_entropy
 

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import uxnet
-from uxnet.dataset.cache import build_cache
+from uxnet.dataset.cache import CachedCase, build_cache
 from uxnet.dataset.check import Inspection, check_dataset, refuse_errors
 from uxnet.dataset.folds import Fold, split_for
 from uxnet.dataset.manifest import Case, Manifest, read_dataset
-from uxnet.draw import curves
-from uxnet.errors import CheckpointError, DatasetError, RecipeError
+from uxnet.errors import CheckpointError, DatasetError, RecipeError, TrainingError
 from uxnet.events import Note, Progress, Report, silent
 from uxnet.inference.engine_torch import TorchEngine, stage_network
 from uxnet.inference.segment import segment
 from uxnet.io import atomic, read_image, write_json, write_labels
 from uxnet.labels import Label, Labels
-from uxnet.model import write_model
 from uxnet.recipe import Recipe, Stage, load_recipe, recipe_to_toml
-from uxnet.records import read_records
 from uxnet.training.begin import begin_from
-from uxnet.training.checkpoint import Progressed, load_weights_file
-from uxnet.training.engine import TrainingEngine
-from uxnet.training.loop import RunFiles, fit
+from uxnet.training.board import require_tensorboard
+from uxnet.training.budget import within_budget
+from uxnet.training.checkpoint import Progressed, load_weights_file, weights_header
+from uxnet.training.engine import Strategy, TrainingEngine
+from uxnet.training.handover import Trained, hand_over
+from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss
+from uxnet.training.showing import Showing
 from uxnet.training.validate import Validation, validate
 
 
@@ -49,11 +49,16 @@ def train(
     init_kernels: Literal["trilinear", "centred"] = "trilinear",
     resume: bool = False,
     device: str = "auto",
+    strategy: Strategy = "auto",
     cache: str | Path | None = None,
     workers: int = 1,
+    tensorboard: bool = False,
+    stopping: Callable[[], bool] = lambda: False,
     report: Report = silent,
 ) -> Path:
     """Trains one fold and writes a model.
+
+    Started in several processes (by `torchrun` or `srun`) they work together, each on a part of every batch; all of them call this.
 
     Args:
         dataset: a folder that `read_dataset` knows, or what it gave.
@@ -68,9 +73,12 @@ def train(
         init_kernels: how its kernels grow where this network's are larger, see `networks.transfer`.
         resume: go on with a run that was interrupted; a folder without one is started.
         device: "auto", "cpu", "cuda", "cuda:N", "mps".
+        strategy: of several processes: "ddp" keeps a whole network in each, "fsdp" shares it out; "auto" is "ddp".
         cache: folder of the prepared cases, by default `cache` in the run's folder; runs of one dataset and recipe may share it.
         workers: processes to check and prepare cases in. With more than one, a script that calls this needs Python's usual
             `if __name__ == "__main__":`, since the others start by importing it.
+        tensorboard: also write `tensorboard/` for TensorBoard.
+        stopping: asked after every step; when it says so, the run is saved and left by `Preempted`.
 
     Returns:
         The path of the model.
@@ -80,40 +88,55 @@ def train(
         RecipeError: if the recipe asks for what cannot be done.
         ModelError: if nothing of the model to begin with fits.
         CheckpointError: if the folder holds a run and `resume` is off, or holds another run.
-        TrainingError: if the training cannot go on.
+        TrainingError: if the training cannot go on. If it had a good validation by then, `last_good.uxnet` holds the weights of the best.
+        Preempted: if `stopping` said so; with `resume` the run goes on.
     """
     recipe, out = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), Path(out)
-    engines = [TrainingEngine(device, stage.training.precision) for stage in recipe.stages]
-    _refuse_another_run(out, recipe, resume)
+    if tensorboard:
+        require_tensorboard()
+    engines = [TrainingEngine(device, stage.training.precision, strategy) for stage in recipe.stages]
+    one = engines[0]
+    report = report if one.rank == 0 else silent
+    for engine, stage in zip(engines, recipe.stages, strict=True):
+        engine.share(stage.training.batch)  # refuses what cannot be shared out
+    one.first(lambda: _refuse_another_run(out, recipe, resume))
 
     manifest = dataset if isinstance(dataset, Manifest) else read_dataset(dataset, group_by=group_by)
     if len(recipe.stages) > 1 and manifest.labels.regions:
         raise RecipeError(f"stages: {recipe.name} asks for one structure at a time, so the labels of {manifest.name} may not be regions")
-    inspection = check_dataset(manifest, workers=workers, report=report)
+    inspection = one.first(lambda: check_dataset(manifest, workers=workers, report=report))
     refuse_errors(inspection)
     networks = [_fresh_network(stage, manifest) for stage in recipe.stages]
     origin = begin_from(networks, recipe, manifest, Path(init_from), init_kernels, report) if init_from else None
-    _refuse_another_beginning(out, origin)
-    chosen = _fold(manifest, inspection, Path(split or out / "split.json"), protocol, recipe.stages[0].training.seed, fold, report)
-    if origin is not None:
-        write_json(out / "transfer.json", origin)  # before the run counts as begun: a run that is there says what it began with
-    _begin(out, recipe, resume, report)
-    write_json(out / "inspection.json", inspection.to_dict())
 
-    run = _Run(recipe, manifest, chosen, out, Path(cache or out / "cache"), workers, _identity(recipe, manifest, chosen, origin), report)
-    finished: list[_Finished] = []
+    def begin() -> Fold:
+        _refuse_another_beginning(out, origin)
+        chosen = _fold(manifest, inspection, Path(split or out / "split.json"), protocol, recipe.stages[0].training.seed, fold, report)
+        if origin is not None:
+            write_json(out / "transfer.json", origin)  # before the run counts as begun: a run that is there says what it began with
+        _begin(out, recipe, resume, report)
+        write_json(out / "inspection.json", inspection.to_dict())
+        return chosen
+
+    chosen = one.first(begin)
+    identity = _identity(recipe, manifest, chosen, origin)
+    run = _Run(recipe, manifest, chosen, out, Path(cache or out / "cache"), workers, tensorboard, stopping, identity, report)
+    trained: list[Trained] = []
+
+    def model(path: Path) -> None:
+        one.first(lambda: hand_over(path, recipe, inspection, chosen, fold, trained, engines[-1], origin))
+
     for network, engine in zip(networks, engines, strict=True):
-        finished.append(_train_stage(run, network, engine, finished))
-    model = out / "model.uxnet"
-    write_model(
-        model,
-        [{key: value.detach().cpu().contiguous().numpy() for key, value in stage.weights.items()} for stage in finished],
-        recipe=recipe,
-        labels=manifest.labels,
-        channels=manifest.channel_names,
-        provenance=_provenance(run, inspection, fold, finished, engines[-1], origin),
-    )
-    return model
+        try:
+            trained.append(_train_stage(run, network, engine, trained))
+        except TrainingError as error:
+            if len(trained) == len(networks) - 1 and (good := _last_good(run, network, engine, len(trained))):
+                trained.append(good)
+                model(out / "last_good.uxnet")
+                raise type(error)(f"{error}. The weights of step {good.step}, the best, are in {out / 'last_good.uxnet'}") from error
+            raise
+    model(out / "model.uxnet")
+    return out / "model.uxnet"
 
 
 @dataclass(frozen=True)
@@ -126,6 +149,8 @@ class _Run:
     out: Path
     cache: Path
     workers: int
+    tensorboard: bool
+    stopping: Callable[[], bool]
     identity: str
     report: Report
 
@@ -140,49 +165,62 @@ class _Run:
         return [by_name[name] for name in names]
 
 
-@dataclass(frozen=True)
-class _Finished:
-    """A stage that is trained: how far, the weights that are kept and of which step, and what computes them."""
-
-    done: Progressed
-    step: int
-    weights: Mapping[str, Tensor]
-    engine: TorchEngine
-
-
-def _train_stage(run: _Run, network: nn.Module, engine: TrainingEngine, before: Sequence[_Finished]) -> _Finished:
+def _train_stage(run: _Run, network: nn.Module, engine: TrainingEngine, before: Sequence[Trained]) -> Trained:
     """Trains the stage that comes after those `before` it; a stage that was trained already is only read."""
     number = len(before)
     stage, files, labels = run.recipe.stages[number], run.files(number), run.manifest.labels
     files.folder.mkdir(parents=True, exist_ok=True)
-    engines = [finished.engine for finished in before]
-    priors = _prior_labels(run, engines) if before else None
-    cached = build_cache(
-        run.cases(run.chosen.train), stage.prepare, labels, run.cache_of(number), priors=priors, workers=run.workers, report=run.report
-    )
+    engines = [trained.engine for trained in before]
+    priors = engine.first(lambda: _prior_labels(run, engines)) if before else None
+
+    def prepared(report: Report) -> list[CachedCase]:
+        cases, folder = run.cases(run.chosen.train), run.cache_of(number)
+        return build_cache(cases, stage.prepare, labels, folder, priors=priors, workers=run.workers, report=report)
+
+    engine.first(lambda: bool(prepared(run.report)))
+    cached = prepared(silent)  # in the other processes, too: they only open what is there
     run.report(Note(_opening(run, number, network, engine)))
     engines.append(TorchEngine(network, str(engine.device), engine.precision))
     held_out = run.cases(run.chosen.validation)
 
-    def score(_: nn.Module) -> Validation:
-        return validate(held_out, engines, run.recipe.stages[: number + 1], labels, run.report)
+    def score() -> Validation:
+        stages = run.recipe.stages[: number + 1]
+        own = held_out[engine.rank :: engine.world]
+        parts = engine.every(lambda: dict(validate(own, engines, stages, labels, run.report, showing.case).cases))
+        scores = {name: dices for part in parts for name, dices in part.items()}
+        return Validation({case.name: scores[case.name] for case in held_out})
 
-    done, last = fit(
-        network,
-        cached,
-        score,
-        stage=stage,
-        loss_of=SegmentationLoss(stage.loss, _labels_of(stage, labels)).to(engine.device),
-        engine=engine,
-        files=files,
-        identity=run.identity,
-        report=run.report,
-        on_validation=lambda: draw_curves(files.folder, run.recipe.name),
-    )
+    def validation_seconds() -> float:
+        some, began = held_out[engine.rank : engine.rank + 2], time.monotonic()
+        validate(some, engines, run.recipe.stages[: number + 1], labels)
+        return (time.monotonic() - began) / max(1, len(some)) * -(-len(held_out) // engine.world)
+
+    common: dict[str, Any] = {
+        "labels": labels,
+        "loss_of": SegmentationLoss(stage.loss, _labels_of(stage, labels)).to(engine.device),
+        "engine": engine,
+        "files": files,
+        "identity": run.identity,
+    }
+    stage = within_budget(stage, network, cached, validation_seconds, report=run.report, **common)
+    seen = [case.name for case in held_out[:: engine.world]]
+    with Showing(files.folder, run.recipe.name, stage.training, labels, seen, run.tensorboard, run.report) as showing:
+        hooks = Hooks(run.report, run.stopping, showing.record)
+        done, last = fit(network, cached, score, stage=stage, hooks=hooks, **common)
     best = stage.training.keep == "best" and files.best.exists()
-    weights = load_weights_file(files.best) if best else {key: value.detach().clone() for key, value in last.items()}
-    network.load_state_dict(dict(weights))
-    return _Finished(done, done.best_step if best else done.step, weights, engines[-1])
+    weights = load_weights_file(files.best) if best else last
+    network.load_state_dict(weights)
+    return Trained(stage, done, done.best_step if best else done.step, weights, files.metrics, engines[-1])
+
+
+def _last_good(run: _Run, network: nn.Module, engine: TrainingEngine, number: int) -> Trained | None:
+    """The weights of the best validation of a stage that had to be stopped; None where there was none."""
+    files = run.files(number)
+    if not files.best.exists():
+        return None
+    weights, header = load_weights_file(files.best), weights_header(files.best)
+    done = Progressed(step=int(header["step"]))
+    return Trained(run.recipe.stages[number], done, done.step, weights, files.metrics, TorchEngine(network, str(engine.device)))
 
 
 def _prior_labels(run: _Run, engines: Sequence[TorchEngine]) -> dict[str, Path]:
@@ -213,19 +251,6 @@ def _fresh_network(stage: Stage, manifest: Manifest) -> nn.Module:
             f"{list(stage.window)}; leave inference.patch empty"
         )
     return network
-
-
-def draw_curves(run: Path, title: str) -> None:
-    """Draws `curves.png` of a run from its records."""
-    records = read_records(run / "metrics.jsonl")
-    losses = [(r["step"], float(r["loss"])) for r in records if r["kind"] == "step" and r["loss"] != "nan"]
-    validations = [r for r in records if r["kind"] == "validation"]
-    scores: dict[str, list[tuple[int, float]]] = {}
-    for record in validations:
-        for name, value in {"mean": record["dice"], **record["classes"]}.items():
-            if value is not None:
-                scores.setdefault(name, []).append((record["step"], value))
-    curves(run / "curves.png", losses=losses, scores=scores, title=title)
 
 
 def _refuse_another_run(out: Path, recipe: Recipe, resume: bool) -> None:
@@ -283,43 +308,3 @@ def _opening(run: _Run, number: int, network: nn.Module, engine: TrainingEngine)
         f"{run.manifest.name}: {len(run.chosen.train)} training and {len(run.chosen.validation)} validation cases; recipe "
         f"{run.recipe.name}{which}, {stages[number].network.name} of {parameters:,} parameters on {engine.device} in {engine.precision}"
     )
-
-
-def _provenance(
-    run: _Run,
-    inspection: Inspection,
-    fold: int,
-    finished: Sequence[_Finished],
-    engine: TrainingEngine,
-    origin: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """Where a model came from: versions, data, split, and how the weights that were kept scored (the last stage's: the whole)."""
-    stages = []
-    for number, stage in enumerate(finished):
-        records = read_records(run.files(number).metrics)
-        validations = [r for r in records if r["kind"] == "validation" and r["step"] == stage.step]
-        done = {"step": stage.step, "steps": stage.done.step, "skipped": stage.done.skipped, "seconds": round(stage.done.seconds, 1)}
-        scores = {key: validations[-1][key] for key in ("dice", "classes")} if validations else {}
-        stages.append({"training": done, "validation": scores})
-    fingerprint = inspection.fingerprint.to_dict()
-    return {
-        "versions": {"uxnet": uxnet.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "device": str(engine.device),
-        "precision": engine.precision,
-        "dataset": {
-            "name": inspection.manifest.name,
-            "cases": len(inspection.manifest.cases),
-            "licence": inspection.manifest.licence,
-            "reference": inspection.manifest.reference,
-            "fingerprint": {key: value for key, value in fingerprint.items() if key != "cases"},
-        },
-        "split": {
-            "fold": fold,
-            "train": list(run.chosen.train),
-            "validation": list(run.chosen.validation),
-            "test": list(run.chosen.test),
-        },
-        **stages[-1],
-        **({"stages": stages} if len(stages) > 1 else {}),
-        **({"init_from": {key: origin[key] for key in ("model", "sha256", "summary")}} if origin else {}),
-    }

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from uxnet.recipe import Schedule
+from uxnet.training.watch import better
 
 
 def learning_rate(schedule: Schedule, peak: float, step: int, steps: int, scores: Sequence[float | None]) -> float:
@@ -22,15 +23,15 @@ def learning_rate(schedule: Schedule, peak: float, step: int, steps: int, scores
     if schedule.kind == "plateau":
         return peak * schedule.factor ** _drops(scores, schedule.patience)
     progress = (step - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps)
-    return peak * (schedule.floor + (1 - schedule.floor) * (1 + math.cos(math.pi * progress)) / 2)
+    left = (1 - progress) ** schedule.power if schedule.kind == "poly" else (1 + math.cos(math.pi * progress)) / 2
+    return peak * (schedule.floor + (1 - schedule.floor) * left)
 
 
 def _drops(scores: Sequence[float | None], patience: int) -> int:
     """How often the rate has been lowered: each time more than `patience` validations in a row brought nothing better."""
     best, waited, drops = -math.inf, 0, 0
     for score in scores:
-        # As torch's ReduceLROnPlateau: better means by more than a ten-thousandth of the best.
-        if score is not None and (best == -math.inf or score > best + 1e-4 * abs(best)):
+        if score is not None and better(score, best):
             best, waited = score, 0
         else:
             waited += 1

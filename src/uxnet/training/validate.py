@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from uxnet.inference.stitch import Engine
 from uxnet.io import read_image, read_labels
 from uxnet.labels import Labels
 from uxnet.recipe import Stage
+from uxnet.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,17 @@ class Validation:
         return {"dice": self.mean, "classes": self.classes, "cases": {name: dict(scores) for name, scores in self.cases.items()}}
 
 
+Show = Callable[[str, Volume, Volume, Volume, Mapping[str, float | None]], None]
+"""Hears of a case: its name, image, reference, prediction and Dice by class."""
+
+
 def validate(
-    cases: Sequence[Case], engines: Sequence[Engine], stages: Sequence[Stage], labels: Labels, report: Report = silent
+    cases: Sequence[Case],
+    engines: Sequence[Engine],
+    stages: Sequence[Stage],
+    labels: Labels,
+    report: Report = silent,
+    show: Show | None = None,
 ) -> Validation:
     """Segments every case and scores it against its label map.
 
@@ -53,8 +63,11 @@ def validate(
     for done, case in enumerate(cases, start=1):
         if case.labels is None:
             raise DatasetError(f"{case.name}: it has no label map; validation needs one")
-        predicted = segment(read_image(*case.images), engines, stages, labels)
-        scores[case.name] = dice_scores(predicted.array, read_labels(case.labels).array, labels)
+        image, reference = read_image(*case.images), read_labels(case.labels)
+        predicted = segment(image, engines, stages, labels)
+        scores[case.name] = dice_scores(predicted.array, reference.array, labels)
+        if show is not None:
+            show(case.name, image, reference, predicted, scores[case.name])
         report(Progress("validating", done, len(cases)))
     return Validation(scores)
 
