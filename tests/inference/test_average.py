@@ -203,8 +203,9 @@ def test_the_sentence_says_which_axis_and_why():
     assert "axis i alone" in said
 
 
-def test_a_network_trained_on_mirror_images_calls_things_what_they_were():
-    assert check_mirror((True, False, False), "RAS", SIDES, (True, False, False)) == {}
+def test_training_on_mirror_images_changes_nothing_of_that():
+    """There, too, what lies on the left of a mirrored body is called left."""
+    assert check_mirror((True, False, False), "RAS", SIDES, (True, False, False)) == {0: (0, 3, 2, 1)}
 
 
 def test_without_pairs_any_axis_may_be_mirrored():

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from uxnet.dataset.sides import lateral_axis
 from uxnet.errors import LabelsError, ModelError, RecipeError
 from uxnet.events import Report, Warn, silent
 from uxnet.inference.settings import Mirror
@@ -137,9 +138,8 @@ def mirrored_channels(labels: Labels) -> tuple[int, ...]:
 def check_mirror(mirror: Mirror, orientation: str, labels: Labels, trained: Mirror, report: Report = silent) -> dict[int, tuple[int, ...]]:
     """Whether answers to mirrored windows may be averaged, and which channels change places then.
 
-    Where no labels come in pairs, any axis may be mirrored. Where some do, only the axis between left and right: its channels change
-    places, unless training mirrored that axis. Training moves names together with voxels, so such a network has learnt to call
-    structures in mirrored bodies by the names that they had before, and its answers are right as they are.
+    Where no labels come in pairs, any axis may be mirrored. Where some do, only the axis between left and right, and its channels
+    change places: what lies on the left of a mirrored body is called left, in training, too (`augment.mirror`).
 
     Args:
         mirror: the axes (i, j, k) to be mirrored.
@@ -156,7 +156,7 @@ def check_mirror(mirror: Mirror, orientation: str, labels: Labels, trained: Mirr
         LabelsError: as `mirrored_channels`.
     """
     swap: dict[int, tuple[int, ...]] = {}
-    sideways = next(axis for axis, letter in enumerate(orientation) if letter in "RL")
+    sideways = lateral_axis(orientation)
     for axis in (axis for axis in range(3) if mirror[axis] and labels.pairs):
         if axis != sideways:
             pair = " and ".join(map(repr, labels.pairs[0]))
@@ -165,8 +165,7 @@ def check_mirror(mirror: Mirror, orientation: str, labels: Labels, trained: Mirr
                 "mirrored so, a body is a mirror image in which left and right have changed places, without the names saying so. "
                 f"Mirror axis {'ijk'[sideways]} alone, with which the pairs change places, or none"
             )
-        if not trained[axis]:
-            swap[axis] = mirrored_channels(labels)
+        swap[axis] = mirrored_channels(labels)
     unseen = [name for name, asked, seen in zip("ijk", mirror, trained, strict=True) if asked and not seen]
     if unseen:
         report(

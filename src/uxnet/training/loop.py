@@ -118,7 +118,7 @@ def fit(
     if engine.rank == 0:
         keep_records(files.metrics, lambda record: record["step"] <= (done.validated if record["kind"] == "validation" else done.step))
     clock = _Clock(done.step, done.seconds)
-    mirrors = {"lateral": lateral_axis(stage.prepare.orientation), "pairs": () if stage.prior else paired_indices(labels)}
+    mirrors = _sides(stage, labels)
     still = resting(ready.trained)
 
     def checkpoint() -> None:
@@ -202,6 +202,13 @@ def _begun(network: nn.Module, cases: Sequence[CachedCase], stage: Stage, engine
     ready = engine.setup(network, optimiser_of, wanted)
     average = {key: value.detach().clone() for key, value in ready.trained.state_dict().items()} if stage.training.ema else {}
     return ready, State(ready.trained, ready.optimiser, average)
+
+
+def _sides(stage: Stage, labels: Labels) -> dict[str, Any]:
+    """What `augment` needs to know of left and right. A guided stage is asked about one structure, whatever its name."""
+    lateral = lateral_axis(stage.prepare.orientation)
+    trades = stage.augment.mirror[lateral] and not stage.prior
+    return {"lateral": lateral, "pairs": paired_indices(labels) if trades else ()}
 
 
 def _adamw(groups: list[dict[str, Any]], settings: OptimiserSettings) -> Optimizer:

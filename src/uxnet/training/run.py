@@ -173,12 +173,11 @@ def _train_stage(run: _Run, network: nn.Module, engine: TrainingEngine, before: 
     engines = [trained.engine for trained in before]
     priors = engine.first(lambda: _prior_labels(run, engines)) if before else None
 
-    def prepared(report: Report) -> list[CachedCase]:
+    def prepared() -> list[CachedCase]:
         cases, folder = run.cases(run.chosen.train), run.cache_of(number)
-        return build_cache(cases, stage.prepare, labels, folder, priors=priors, workers=run.workers, report=report)
+        return build_cache(cases, stage.prepare, labels, folder, priors=priors, workers=run.workers, report=run.report)
 
-    engine.first(lambda: bool(prepared(run.report)))
-    cached = prepared(silent)  # in the other processes, too: they only open what is there
+    cached = engine.first(prepared)
     run.report(Note(_opening(run, number, network, engine)))
     engines.append(TorchEngine(network, str(engine.device), engine.precision))
     held_out = run.cases(run.chosen.validation)
