@@ -86,6 +86,8 @@ def test_nothing_of_a_checkpoint_is_pickled(saved):
 
 def test_no_temporary_file_is_left(saved):
     path, *_ = saved
+    (path.parent.parent / "any").touch()
+    assert path.stat().st_mode == (path.parent.parent / "any").stat().st_mode  # to be read by whoever reads the user's other files
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 

@@ -132,7 +132,9 @@ def _panel(axes: Any, picture: Picture, letters: tuple[str, str, str, str] | Non
     for spine in axes.spines.values():
         spine.set_visible(False)
     halo = [withStroke(linewidth=2, foreground="black")]
-    style = {"transform": axes.transAxes, "fontsize": 8, "color": "#d0d7de", "path_effects": halo}
+    # At least a dozen pixels high: an L that loses its foot is an I, and means below.
+    size = max(8.0, 12 * 72 / axes.figure.dpi)
+    style = {"transform": axes.transAxes, "fontsize": size, "fontweight": "bold", "color": "#d0d7de", "path_effects": halo}
     for letter, x, y in zip(letters or (), (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.965, 0.035), strict=False):
         axes.text(x, y, letter, ha="center", va="center", **style)
 

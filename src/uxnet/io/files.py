@@ -28,11 +28,11 @@ def atomic(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        # mkstemp makes files for their owner only; a result should be as readable as any other file that the user writes.
+        yield temporary
+        # mkstemp makes files for their owner only, and so do some writers; a result should be as readable as any other file of the user's.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
