@@ -46,6 +46,18 @@ def test_the_engine_that_is_right_is_taken(at, right):
     np.testing.assert_array_equal(again.infer(batch), engine.chosen.infer(batch))
 
 
+@pytest.mark.parametrize("at", [0.5, 0.8])
+def test_a_guided_stage_is_checked_on_the_first_window_that_it_computes(at):
+    lower, exact, events = Threshold(at), Threshold(0.5), []
+    engine = Cautious(lower, lambda: exact, LABELS, guided=True, report=events.append)
+    batch = np.random.default_rng(0).uniform(0, 1, (2, 1, 4, 4, 4)).astype(np.float32)
+    right = Threshold(0.5 if at == 0.8 else at).infer(batch)
+    for _ in range(2):
+        np.testing.assert_array_equal(engine.infer(batch), right)
+    assert engine.chosen is (exact if at == 0.8 else lower)
+    assert [type(event) for event in events] == ([Note, Warn] if at == 0.8 else [Note])
+
+
 def test_the_window_with_most_in_it_is_looked_at():
     window = fullest_window(image(), STAGE)
     assert window.shape == (1, 4, 4, 4)

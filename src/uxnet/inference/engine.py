@@ -40,7 +40,7 @@ def load_engines(model: Model, settings: Settings, report: Report = silent) -> l
             raise DeviceError(f"the engine openvino computes on CPUs, not on {settings.device}; use --device cpu or --engine torch")
         if settings.precision == "int8":
             raise DeviceError("int8 is computed by the engine openvino on CPUs; use --device cpu, or another precision")
-        return [_torch_engine(model, number, settings) for number in range(len(model.recipe.stages))]
+        return [_torch_engine(model, number, settings, report) for number in range(len(model.recipe.stages))]
     if settings.precision == "float16":
         raise DeviceError("float16 is not supported on CPUs; use bfloat16, float32 or auto")
     if settings.precision == "bfloat16" and not bfloat16_here():
@@ -51,7 +51,7 @@ def load_engines(model: Model, settings: Settings, report: Report = silent) -> l
         if settings.engine == "openvino" or settings.precision == "int8":
             raise
         report(Warn(f"{model.path}: computed by torch, which is slower, since OpenVINO cannot ({error})"))
-        return [_torch_engine(model, number, settings) for number in range(len(model.recipe.stages))]
+        return [_torch_engine(model, number, settings, report) for number in range(len(model.recipe.stages))]
 
 
 def _openvino_engine(model: Model, stage: int, settings: Settings, report: Report) -> Engine:
@@ -73,10 +73,11 @@ def _openvino_engine(model: Model, stage: int, settings: Settings, report: Repor
         known=None if kept is None else float(json.loads(kept)["differ"]),
         keep=lambda share: cache.write(name, json.dumps({"differ": share}).encode()),
         guided=model.recipe.stages[stage].prior is not None,
+        report=report,
     )
 
 
-def _torch_engine(model: Model, stage: int, settings: Settings) -> Engine:
+def _torch_engine(model: Model, stage: int, settings: Settings, report: Report) -> Engine:
     from uxnet.inference.engine_torch import TorchEngine, load_weights, set_threads, stage_network
 
     if settings.threads:
@@ -89,7 +90,8 @@ def _torch_engine(model: Model, stage: int, settings: Settings) -> Engine:
 
     engine = opened(settings.precision)
     if settings.precision == "auto" and engine.device.type == "cpu" and engine.precision != "float32":
-        return Cautious(engine, lambda: opened("float32"), model.labels, guided=model.recipe.stages[stage].prior is not None)
+        guided = model.recipe.stages[stage].prior is not None
+        return Cautious(engine, lambda: opened("float32"), model.labels, guided=guided, report=report)
     return engine
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uxnet.decide import decide
-from uxnet.events import Note, Report, Warn
+from uxnet.events import Note, Report, Warn, silent
 from uxnet.inference.stitch import Engine
 from uxnet.inference.tiles import tile
 from uxnet.labels import Labels
@@ -30,7 +30,9 @@ class Cautious:
         labels: what the logits' channels mean.
         known: the share that an earlier check found; None if there was none.
         keep: keeps what a check finds.
-        guided: whether the channels are "not it" and "it" rather than the labels'.
+        guided: whether the channels are "not it" and "it" rather than the labels'. Where such a stage looks is known only when it
+            does: it is checked on the first window that it computes.
+        report: hears what that check finds.
     """
 
     def __init__(
@@ -41,12 +43,16 @@ class Cautious:
         known: float | None = None,
         keep: Callable[[float], None] = lambda share: None,
         guided: bool = False,
+        report: Report = silent,
     ) -> None:
-        self.lower, self.exact, self.labels, self.known, self.keep, self.guided = lower, exact, labels, known, keep, guided
+        self.lower, self.exact, self.labels, self.known, self.keep = lower, exact, labels, known, keep
+        self.guided, self.report = guided, report
         self.chosen: Engine | None = None
 
     def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, C, I, J, K) float32 -> logits, by the engine that was found right; by the lower one if nothing was checked."""
+        if self.guided:
+            check(self, batch[0], self.report)
         return (self.chosen or self.lower).infer(batch)
 
 
