@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from uxnet.dataset.cache import CachedCase
-from uxnet.errors import Cancelled, Preempted, RecipeError, TrainingError
+from uxnet.errors import Cancelled, DatasetError, Preempted, RecipeError, TrainingError
 from uxnet.events import Note, Progress, Warn
 from uxnet.labels import Label, Labels
 from uxnet.networks.build import build
 from uxnet.recipe import Optimiser, Schedule
 from uxnet.records import read_records
+from uxnet.training import loop
 from uxnet.training.checkpoint import _load_parts
 from uxnet.training.engine import TrainingEngine
 from uxnet.training.loop import Hooks, RunFiles, fit
@@ -306,6 +307,21 @@ def test_where_nothing_can_be_compiled_the_network_runs_as_it_is(run, monkeypatc
     done, _, events, _ = run(steps=2, compile=True)
     assert done.step == 2
     assert any("training.compile" in e.message and "no compiler" in e.message for e in events if isinstance(e, Warn))
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_what_goes_wrong_while_reading_reaches_the_user_as_itself(run, monkeypatch, step):
+    """And nothing hangs; the steps before it are recorded."""
+    real = loop.read_batch
+
+    def reading(cases, sampling, samples, seed, at, shown):
+        if at == step:
+            raise DatasetError("x.case: damaged")
+        return real(cases, sampling, samples, seed, at, shown)
+
+    monkeypatch.setattr(loop, "read_batch", reading)
+    with pytest.raises(DatasetError, match=r"^x\.case: damaged$"):
+        run(steps=8)
 
 
 def test_dice_of_label_maps():

@@ -82,7 +82,7 @@ def run(
         split: a file with the folds; made there if it does not exist. By default split.json in RUN.
         group_by: a regular expression that finds the person in a case's name. By default subjects.json in DATASET says who is who.
         cache: folder for the prepared cases, to be shared by runs of one dataset. By default cache in RUN.
-        workers: processes that check and prepare cases. By default one a core.
+        workers: processes that check and prepare cases; 0 works in this one. By default one a core.
     """
     from rich.console import Console
 
@@ -114,7 +114,7 @@ def run(
                 device=device,
                 strategy=strategy,
                 cache=cache,
-                workers=workers or os.cpu_count() or 1,
+                workers=(os.cpu_count() or 1) if workers is None else workers,
                 tensorboard=tensorboard,
                 stopping=asked,
                 report=_leaving(report, asked),
