@@ -19,6 +19,7 @@ EVERYTHING = Augmentation(
     anisotropic=True,
     affine_probability=0.6,
     intensity_shift=0.2,
+    intensity_offset=0.1,
     intensity_scale=0.2,
     gamma=0.3,
     noise=0.2,
@@ -132,7 +133,9 @@ def test_what_came_in_is_left_alone():
     [
         Augmentation(),
         Augmentation(affine_probability=0.0, rotation_deg=(30, 30, 30), scale=0.5),
-        Augmentation(intensity_probability=0.0, noise=1.0, blur=2.0, gamma=1.0, intensity_shift=1.0, intensity_scale=0.5),
+        Augmentation(
+            intensity_probability=0.0, noise=1.0, blur=2.0, gamma=1.0, intensity_shift=1.0, intensity_offset=1.0, intensity_scale=0.5
+        ),
     ],
 )
 def test_settings_that_do_nothing_give_equal_values(identity):
@@ -155,7 +158,7 @@ def test_shapes_and_types_are_kept_and_no_label_is_made_up(dtype):
         assert set(labels.unique().tolist()) <= set(indices.unique().tolist())
 
 
-@pytest.mark.parametrize("name", ["intensity_shift", "intensity_scale", "gamma", "noise", "blur"])
+@pytest.mark.parametrize("name", ["intensity_shift", "intensity_offset", "intensity_scale", "gamma", "noise", "blur"])
 def test_each_intensity_change_touches_the_image_only(name):
     images, indices = batch()
     settings_ = Augmentation(**{name: 0.5}, intensity_probability=1.0)
@@ -168,12 +171,39 @@ def test_each_intensity_change_touches_the_image_only(name):
         assert all(torch.allclose(got[n].amax(), images[n].amax(), atol=1e-4) for got, _ in changed for n in range(len(images)))
 
 
-@pytest.mark.parametrize("name", ["intensity_shift", "intensity_scale", "gamma", "noise", "blur"])
+@pytest.mark.parametrize("name", ["intensity_shift", "intensity_offset", "intensity_scale", "gamma", "noise", "blur"])
 def test_a_constant_image_stays_finite(name):
     images, indices = torch.full((1, 1, 1, 5, 3), 7.0), torch.zeros((1, 1, 5, 3), dtype=torch.uint8)
     for step in range(5):
         got, _ = augment(images, indices, Augmentation(**{name: 0.5}, intensity_probability=1.0), 0, step)
         assert got.isfinite().all()
+
+
+def test_an_offset_is_in_the_images_own_units():
+    """The scripts' shift by up to 0.1 of an image in 0..1, whatever the patch's contrast; half the samples are shifted."""
+    images, indices = batch(n=8)
+    moved = []
+    for contrast in (1.0, 50.0):
+        got = [
+            augment(images * contrast, indices, Augmentation(intensity_offset=0.1), 0, step)[0] - images * contrast for step in range(40)
+        ]
+        by_sample = torch.stack(got).flatten(0, 1).flatten(1)
+        assert torch.allclose(by_sample, by_sample[:, :1].expand_as(by_sample), atol=1e-4)
+        moved.append(by_sample.mean(1))
+    assert torch.allclose(*moved, atol=1e-4)
+    assert 0.4 < (moved[0].abs() > 1e-5).float().mean() < 0.6
+    assert 0.09 < moved[0].abs().max() <= 0.1001
+    assert -0.02 < moved[0].mean() < 0.02
+
+
+def test_an_offset_adds_to_a_shift_and_is_drawn_with_it():
+    images, indices = batch()
+    settings_ = {"intensity_probability": 1.0}
+    shift = augment(images, indices, Augmentation(intensity_shift=0.3, **settings_), 0, 1)[0] - images
+    offset = augment(images, indices, Augmentation(intensity_offset=0.1, **settings_), 0, 1)[0] - images
+    both = augment(images, indices, Augmentation(intensity_shift=0.3, intensity_offset=0.1, **settings_), 0, 1)[0] - images
+    assert torch.allclose(both, shift + offset, atol=1e-5)
+    assert torch.equal(shift.sign(), offset.sign())
 
 
 def test_one_setting_does_not_move_the_draws_of_another():

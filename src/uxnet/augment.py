@@ -214,6 +214,7 @@ def _traded(indices: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
 def _intensity(image: Tensor, drawn: _Drawn, settings: Augmentation) -> Tensor:
     """One sample (C, I, J, K); each channel alike, but for the noise."""
     shifts, scales, gammas, noisy, blurs = drawn.happens
+    offset = settings.intensity_offset * drawn.shift if shifts else 0.0
     shifts, noisy = shifts and settings.intensity_shift > 0, noisy and settings.noise > 0
     deviation = _deviation(image) if shifts or noisy else image.new_zeros(())
     if settings.blur and blurs and drawn.blur > 0.05:
@@ -232,6 +233,8 @@ def _intensity(image: Tensor, drawn: _Drawn, settings: Augmentation) -> Tensor:
         image = unit.log_().mul_(math.exp(settings.gamma * drawn.gamma)).exp_().mul_(high - low).add_(low)
     if shifts:
         image = image + deviation * (settings.intensity_shift * drawn.shift)
+    if offset:
+        image = image + offset
     return image
 
 

@@ -57,6 +57,21 @@ def test_processes_that_share_a_step_read_its_batch_between_them(world):
             np.testing.assert_array_equal(a, b[rank::world])
 
 
+def test_patches_of_one_scan_come_in_groups():
+    """Two crops of a volume: samples 0 and 1 lie in one case, 2 and 3 in one, wherever they are computed; all else is drawn anew."""
+    cases = [case((40, 40, 40), [[(3, 4, 5)], [(30, 30, 30)]], name=f"{n}") for n in range(8)]
+    for drawn in (draw_place, draw_guided_place):
+        alone, two = (Sampling((8, 8, 8), 0.5, per_case=n) for n in (1, 2))
+        batches = [[drawn(cases, two, 0, step, sample) for sample in range(5)] for step in range(60)]
+        assert all(a.case == b.case and c.case == d.case for a, b, c, d, _ in batches)
+        assert len({(a.case, c.case, e.case) for a, _, c, _, e in batches}) > 30
+        assert sum(a.start != b.start for a, b, *_ in batches) > 20
+        # The first of a group lies where it would without groups, and an odd one at the end is the first of its own.
+        assert [[b[n] for n in (0, 2, 4)] for b in batches] == [[drawn(cases, alone, 0, s, n) for n in (0, 2, 4)] for s in range(60)]
+        assert [drawn(cases, two, 0, 7, sample) for sample in (3, 1)] == [batches[7][3], batches[7][1]]
+    assert {place.case for batch in batches for place in batch} == set(range(8))
+
+
 def test_seeds_steps_and_samples_all_matter():
     cases = [case((64, 64, 64))]
     sampling = Sampling((8, 8, 8), 0)

@@ -34,15 +34,15 @@ def run(
     Errors, which training refuses: files that are missing or cannot be read, values that are not finite, images without label map
     or the reverse, grids that differ, label values that are no whole numbers or no labels, images that are constant, another number
     of channels. Warnings: label maps without foreground, the same image under two names, spacings far from the others', classes
-    that no case shows.
+    that no case shows, organs whose volumes do not fit their names.
 
     The fingerprint is the median and range over the cases of sizes, spacings, intensities and class volumes.
 
     The exit code is 0 if there are no errors, else 1.
 
     Args:
-        dataset: a folder in the layout of the Medical Segmentation Decathlon or of nnU-Net v2 (raw).
-            Without a dataset.json: one with the folders images and labels, whose files are matched by name.
+        dataset: a folder in the layout of the Medical Segmentation Decathlon, of nnU-Net v2 (raw), or of FeTA 2021, FLARE 2021 or
+            AMOS 2022 as downloaded. Without a dataset.json: one with the folders images and labels, whose files are matched by name.
         output: write everything, each case's figures too, to this JSON file.
         group_by: a regular expression that finds the person in a case's name (its first group, else the whole match).
             By default subjects.json in DATASET says who is who, else each case is a person.

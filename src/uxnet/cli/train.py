@@ -62,9 +62,9 @@ def run(
     Started by torchrun or by SLURM's srun, all processes work on one run, each on its part of every batch.
 
     Args:
-        dataset: a folder in the layout of the Medical Segmentation Decathlon or of nnU-Net v2 (raw), or one with the
-            folders images and labels.
-        recipe: a recipe in the box (hippocampus, hippocampus-rapnet, phantom) or a TOML file.
+        dataset: a folder in the layout of the Medical Segmentation Decathlon or of nnU-Net v2 (raw), of FeTA 2021, FLARE 2021 or
+            AMOS 2022 as downloaded, or one with the folders images and labels.
+        recipe: a recipe in the box (hippocampus, phantom, feta2021-paper, ...: docs/recipes.md) or a TOML file.
         output: the run's folder. One that holds a run already is refused without --resume.
         fold: which fold of the split is held out for validation, from 0.
         network: another network than the recipe's, with its own settings instead of the recipe's (uxnet networks lists them).

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from uxnet.dataset.fingerprint import CaseFacts, Fingerprint, intensities_of
 from uxnet.dataset.manifest import Case, Manifest
+from uxnet.dataset.organs import doubtful_names
 from uxnet.errors import DatasetError, VolumeError
-from uxnet.events import Progress, Report, silent
+from uxnet.events import Note, Progress, Report, silent
 from uxnet.io import read_image, read_labels
 from uxnet.jobs import work
 from uxnet.labels import Labels
@@ -73,6 +74,7 @@ class Inspection:
             "cases": len(self.manifest.cases),
             "persons": len(self.manifest.persons),
             "grouped_by": self.manifest.grouped_by,
+            "left_out": self.manifest.left_out,
             "channel_names": list(self.manifest.channel_names),
             "labels": self.manifest.labels.to_dict(),
             "errors": len(self.errors),
@@ -88,12 +90,15 @@ def check_dataset(manifest: Manifest, *, workers: int = 1, report: Report = sile
     Errors: a file that is missing or cannot be read (with values that are not finite, or no affine), an image without a label map
     or the reverse, label values that are no whole numbers or no labels, grids of image and label map that differ, an image that is
     constant, another number of channels than the dataset's. Warnings: a label map without foreground, a constant channel beside
-    others that are not, the same image under two names, a spacing far from the others', a class that no case shows.
+    others that are not, the same image under two names, a spacing far from the others', a class that no case shows, organs whose
+    volumes do not fit their names.
 
     Args:
         workers: processes to read with; 1 reads in this one. A process holds one case in memory at a time.
-        report: hears a Progress for each case.
+        report: hears a Progress for each case, and a Note of what the layout leaves out.
     """
+    if manifest.left_out:
+        report(Note(manifest.left_out))
     check = functools.partial(check_case, labels=manifest.labels, channels=len(manifest.channel_names))
     problems: list[Problem] = []
     facts: list[CaseFacts] = []
@@ -108,7 +113,8 @@ def check_dataset(manifest: Manifest, *, workers: int = 1, report: Report = sile
     problems += _unusual_spacings(manifest, facts)
     order = {case.name: n for n, case in enumerate(manifest.cases)}
     problems.sort(key=lambda p: (order[p.case], p.severity))
-    return Inspection(manifest, (*problems, *_never_seen(manifest, facts)), fingerprint)
+    doubts = (Problem("", None, "warning", doubt) for doubt in doubtful_names(fingerprint))
+    return Inspection(manifest, (*problems, *_never_seen(manifest, facts), *doubts), fingerprint)
 
 
 def refuse_errors(inspection: Inspection) -> None:

@@ -1,10 +1,12 @@
 """A folder of cases -> a Manifest: which files make up each case, what the labels mean, and who is who.
 
-Three layouts are known, told apart by `dataset.json`:
+These layouts are known, told apart by `dataset.json` and by names:
 
     decathlon   dataset.json lists image and label files under "training" (Medical Segmentation Decathlon)
     nnunet      dataset.json has "channel_names" and "file_ending"; imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz (nnU-Net v2, raw)
     folders     no dataset.json: `images` or `imagesTr`, `labels` or `labelsTr`, matched by name
+    feta, flare, amos
+                as these challenges hand out their data (`challenges.py`)
 
 Reading a manifest looks at names, not at voxels (but for `folders` without a labels.json, whose labels are the values that are
 found). What is wrong with single files is for `check.check_dataset` to say.
@@ -15,40 +17,30 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from uxnet.dataset.cases import Case, by_name, listed_cases, listed_paths, niftis, some
+from uxnet.dataset.challenges import Challenge, challenge_in
 from uxnet.errors import DatasetError, LabelsError, VolumeError
-from uxnet.io import CHANNEL_NAME, case_name, is_nifti, read_image, read_json, read_labels
+from uxnet.io import CHANNEL_NAME, case_name, read_image, read_json, read_labels
 from uxnet.labels import Label, Labels, labels_from_dataset_json, labels_from_dict
 
+__all__ = ["Case", "Manifest", "read_dataset", "some"]
+
 _ENDINGS = (".nii.gz", ".nii")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One case: an image of one file (whose fourth axis may be channels) or one file a channel, with its label map.
-
-    `images` is empty where a label map has no image, `labels` None where an image has no label map; files may be missing on disk.
-    `person` is the case's own name where nothing says who is who.
-    """
-
-    name: str
-    images: tuple[Path, ...]
-    labels: Path | None
-    person: str
 
 
 @dataclass(frozen=True)
 class Manifest:
     """A dataset: its cases by name, its labels and channels.
 
-    `layout` is "decathlon", "nnunet" or "folders"; `grouped_by` is "person" where subjects.json or a pattern says who is who,
-    else "case".
+    `layout` is "decathlon", "nnunet", "folders", "feta", "flare" or "amos"; `grouped_by` is "person" where the layout, subjects.json
+    or a pattern says who is who, else "case". `left_out` is a sentence on cases that the folder has and the layout's rule leaves out.
     """
 
     root: Path
@@ -60,6 +52,7 @@ class Manifest:
     grouped_by: str = "case"
     licence: str = ""
     reference: str = ""
+    left_out: str = ""
 
     @property
     def persons(self) -> tuple[str, ...]:
@@ -82,11 +75,12 @@ def read_dataset(root: str | Path, *, group_by: str | None = None) -> Manifest:
     """The manifest of a dataset's folder, its cases sorted by name.
 
     Args:
-        root: the folder that holds dataset.json, or an images and a labels folder.
+        root: the folder that holds dataset.json, or an images and a labels folder, or a challenge's own folders.
         group_by: a regular expression that is searched in each case's name; its first group (the whole match where there is none)
             is the person. It goes before subjects.json.
 
-    A `labels.json` in the folder ({"labels": {"liver": 1}} or the form of `Labels.to_dict`) goes before the labels of dataset.json.
+    A `labels.json` in the folder ({"labels": {"liver": 1}} or the form of `Labels.to_dict`) goes before the labels of dataset.json and
+    of a challenge.
     A `subjects.json` ({case: person}, alone or under the key "subject") says which cases are of one person.
 
     Raises:
@@ -98,12 +92,15 @@ def read_dataset(root: str | Path, *, group_by: str | None = None) -> Manifest:
         raise DatasetError(f"{root}: there is no such folder; name the folder that holds dataset.json, or images and labels")
     description = root / "dataset.json"
     data = read_json(description, DatasetError) if description.is_file() else {}
-    if not description.is_file():
+    challenge = challenge_in(root, data)
+    if challenge is not None:
+        layout, found = challenge.layout, list(challenge.cases)
+    elif not description.is_file():
         layout, found = "folders", _folder_cases(root)
     elif _is_nnunet(root, data):
         layout, found = "nnunet", _nnunet_cases(root, data)
     elif "training" in data:
-        layout, found = "decathlon", _decathlon_cases(root, data)
+        layout, found = "decathlon", listed_cases(root, data)
     else:
         raise DatasetError(
             f'{description}: it has neither a "training" list (Medical Segmentation Decathlon) nor "channel_names" and "file_ending" '
@@ -111,44 +108,21 @@ def read_dataset(root: str | Path, *, group_by: str | None = None) -> Manifest:
         )
     where = description if data else root
     _refuse_unusable(found, where)
-    cases, grouped_by = _with_persons(sorted(found, key=lambda case: case.name), root, group_by)
+    known = "person" if challenge is not None and challenge.persons else "case"
+    cases, grouped_by = _with_persons(sorted(found, key=lambda case: case.name), root, group_by, known)
+    named = _channel_names(where, data) if challenge is None else (challenge.channel,)
     return Manifest(
         root=root,
-        name=str(data.get("name") or data.get("dataset_name") or root.resolve().name),
+        name=str(data.get("name") or data.get("dataset_name") or (challenge and challenge.name) or root.resolve().name),
         layout=layout,
         cases=cases,
-        labels=_labels(root, data, cases),
-        channel_names=_channel_names(where, data) or tuple(f"channel {c}" for c in range(_count_channels(cases))),
+        labels=_labels(root, data, cases, challenge),
+        channel_names=named or tuple(f"channel {c}" for c in range(_count_channels(cases))),
         grouped_by=grouped_by,
         licence=str(data.get("licence") or data.get("license") or ""),
-        reference=str(data.get("reference") or ""),
+        reference=str(data.get("reference") or (challenge and challenge.reference) or ""),
+        left_out=challenge.left_out if challenge is not None else "",
     )
-
-
-def _decathlon_cases(root: Path, data: Mapping[str, Any]) -> list[Case]:
-    where, entries = root / "dataset.json", data["training"]
-    if not isinstance(entries, list):
-        raise DatasetError(f'{where}: "training" must be a list of {{"image": ..., "label": ...}}, not {type(entries).__name__}')
-    cases = []
-    for n, entry in enumerate(entries):
-        images = _listed(entry.get("image") if isinstance(entry, dict) else None, root)
-        labels = _listed(entry.get("label") if isinstance(entry, dict) else None, root)
-        if images is None or labels is None or len(labels) > 1 or not images + labels:
-            raise DatasetError(f'{where}: entry {n} of "training" is not of the form {{"image": "FILE", "label": "FILE"}}: {entry!r}')
-        first = (images + labels)[0]
-        # macOS leaves ._NAME beside NAME in archives, and some descriptions list them.
-        if first.name.startswith("."):
-            continue
-        channel = CHANNEL_NAME.fullmatch(case_name(first)) if len(images) > 1 else None
-        name = channel[1] if channel else case_name(first)
-        cases.append(Case(name, images, labels[0] if labels else None, name))
-    return cases
-
-
-def _listed(value: Any, root: Path) -> tuple[Path, ...] | None:
-    """The paths under an entry's key: none, one or several; None if it is neither a path nor a list of paths."""
-    items = [] if value is None else value if isinstance(value, list) else [value]
-    return tuple(root / item for item in items) if all(isinstance(item, str) and item for item in items) else None
 
 
 def _is_nnunet(root: Path, data: Mapping[str, Any]) -> bool:
@@ -166,12 +140,12 @@ def _nnunet_cases(root: Path, data: Mapping[str, Any]) -> list[Case]:
         return _explicit_cases(root, table)
     channels = len(_channel_names(where, data))
     highest: dict[str, int] = {}
-    for path in _niftis(root / "imagesTr"):
+    for path in niftis(root / "imagesTr"):
         match = CHANNEL_NAME.fullmatch(case_name(path))
         if match is None or not path.name.endswith(ending):
             raise DatasetError(f"{path}: in nnU-Net's layout an image is named CASE_0000{ending}, a channel a file; rename it")
         highest[match[1]] = max(highest.get(match[1], 0), int(match[2]))
-    names = {*highest, *(case_name(path) for path in _niftis(root / "labelsTr"))}
+    names = {*highest, *(case_name(path) for path in niftis(root / "labelsTr"))}
     # Expected names rather than found ones, so that a missing channel or label map is reported by its name.
     return [
         Case(
@@ -189,8 +163,8 @@ def _explicit_cases(root: Path, table: Any) -> list[Case]:
     if not isinstance(table, dict):
         raise DatasetError(f'{where}: "dataset" must be a table of cases, not {type(table).__name__}')
     for name, entry in table.items():
-        images = _listed(entry.get("images") if isinstance(entry, dict) else None, root)
-        labels = _listed(entry.get("label") if isinstance(entry, dict) else None, root)
+        images = listed_paths(entry.get("images") if isinstance(entry, dict) else None, root)
+        labels = listed_paths(entry.get("label") if isinstance(entry, dict) else None, root)
         if not images or not labels or len(labels) > 1:
             raise DatasetError(f'{where}: case {name!r} of "dataset" is not of the form {{"images": ["FILE", ...], "label": "FILE"}}')
         cases.append(Case(str(name), images, labels[0], str(name)))
@@ -203,13 +177,9 @@ def _folder_cases(root: Path) -> list[Case]:
     if images is None or labels is None:
         lacks = "image folder (images or imagesTr)" if images is None else "label folder (labels or labelsTr)"
         raise DatasetError(f"{root}: it has no dataset.json and no {lacks}, so there are no pairs of image and label map to find")
-    label_of: dict[str, Path] = {}
-    for path in _niftis(labels):
-        if case_name(path) in label_of:
-            raise DatasetError(f"{path}: {label_of[case_name(path)].name} is a label map for the same case; remove one of them")
-        label_of[case_name(path)] = path
+    label_of = by_name(niftis(labels), "a label map")
     files: dict[str, dict[int, Path]] = {}
-    for path in _niftis(images):
+    for path in niftis(images):
         name, channel = case_name(path), 0
         match = CHANNEL_NAME.fullmatch(name)
         # Four digits are a channel only where the label map goes without them: "scan_0042" may be a name of its own.
@@ -228,10 +198,6 @@ def _folder_cases(root: Path) -> list[Case]:
     ]
 
 
-def _niftis(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if is_nifti(path)) if folder.is_dir() else []
-
-
 def _refuse_unusable(cases: list[Case], where: Path) -> None:
     if not cases:
         raise DatasetError(f"{where}: there are no cases; expected .nii or .nii.gz images with label maps")
@@ -248,14 +214,15 @@ def _refuse_unusable(cases: list[Case], where: Path) -> None:
         raise DatasetError(f"{where}: {some(unsafe)} cannot be file names; rename the cases")
 
 
-def _with_persons(cases: list[Case], root: Path, group_by: str | None) -> tuple[tuple[Case, ...], str]:
+def _with_persons(cases: list[Case], root: Path, group_by: str | None, known: str) -> tuple[tuple[Case, ...], str]:
+    """The cases, each with its person; `known` is how they are grouped where neither a pattern nor a file says who is who."""
     subjects = root / "subjects.json"
     if group_by is not None:
         persons = _persons_by_pattern(cases, root, group_by)
     elif subjects.is_file():
         persons = _persons_by_table(cases, subjects)
     else:
-        return tuple(cases), "case"
+        return tuple(cases), known
     return tuple(replace(case, person=persons[case.name]) for case in cases), "person"
 
 
@@ -282,13 +249,15 @@ def _persons_by_table(cases: list[Case], path: Path) -> dict[str, str]:
     return {case.name: str(table[case.name]) for case in cases}
 
 
-def _labels(root: Path, data: Mapping[str, Any], cases: tuple[Case, ...]) -> Labels:
+def _labels(root: Path, data: Mapping[str, Any], cases: tuple[Case, ...], challenge: Challenge | None) -> Labels:
     own = root / "labels.json"
     where = own if own.is_file() else root / "dataset.json"
     try:
         if own.is_file():
             given = read_json(own, DatasetError)
             return labels_from_dataset_json(given) if "labels" in given else labels_from_dict(given)
+        if challenge is not None and challenge.labels is not None:
+            return challenge.labels
         if data:
             return labels_from_dataset_json(data)
     except LabelsError as error:
@@ -328,10 +297,3 @@ def _count_channels(cases: tuple[Case, ...]) -> int:
             with contextlib.suppress(VolumeError):
                 return read_image(*case.images).channels
     return usual
-
-
-def some(names: Iterable[str], most: int = 8) -> str:
-    """Names for a message: "case a", "the cases a, b and 12 more"."""
-    items = list(names)
-    text = ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
-    return f"case {text}" if len(items) == 1 else f"the cases {text}"

@@ -61,13 +61,14 @@ def draw_place(cases: Sequence[CachedCase], sampling: Sampling, seed: int, step:
 
     With probability `sampling.foreground` a structure is chosen as `sampling.balance` says, then one of its voxels, then the voxel's
     place within the patch, anywhere: structures are seen away from the centre, too. Otherwise the patch lies anywhere inside the case.
+    The case is that of the first of each `sampling.per_case` samples.
 
     Args:
         shown: what `what_is_shown(cases)` gives; looked up anew if it is not given, which takes long where cases are many.
     """
     rng = np.random.default_rng((seed, step, sample))
     shown = shown or what_is_shown(cases)
-    number, structure = _drawn(rng, sampling, shown, len(cases))
+    number, structure = _drawn(rng, sampling, shown, len(cases), _leader(rng, seed, step, sample, sampling))
     shape, patch = cases[number].indices.shape, sampling.patch
     bounds = [(0, n - p) for n, p in zip(shape, patch, strict=True)]
     if structure:
@@ -99,7 +100,8 @@ def draw_guided_place(
     if sampling.balance == "class":
         number, structure = _by_class(rng, shown)
     else:
-        number = _one_of(rng, shown.cases)
+        leader = _leader(rng, seed, step, sample, sampling)
+        number = _one_of(leader, shown.cases)
         structure = _one_of(rng, shown.by_case[number])
     case = cases[number]
     return Place(number, start_around(_voxel(rng, case, structure), case.indices.shape, sampling.patch), structure)
@@ -161,13 +163,19 @@ def read_batch(
     return np.stack([image for image, _ in patches]), np.stack([indices for _, indices in patches])
 
 
-def _drawn(rng: np.random.Generator, sampling: Sampling, shown: Shown, cases: int) -> tuple[int, int]:
-    """The case, and the structure that the patch is to hold a voxel of; 0 for none."""
+def _leader(rng: np.random.Generator, seed: int, step: int, sample: int, sampling: Sampling) -> np.random.Generator:
+    """What the case is drawn with: the random numbers of the first sample of those that share it, for that sample its own `rng`."""
+    first = sample - sample % sampling.per_case
+    return rng if first == sample else np.random.default_rng((seed, step, first))
+
+
+def _drawn(rng: np.random.Generator, sampling: Sampling, shown: Shown, cases: int, leader: np.random.Generator) -> tuple[int, int]:
+    """The case, drawn by `leader`, and the structure that the patch is to hold a voxel of; 0 for none."""
     if sampling.balance == "class":
         if shown.structures and rng.random() < sampling.foreground:
             return _by_class(rng, shown)
         return int(rng.integers(cases)), 0
-    number = int(rng.integers(cases))
+    number = int(leader.integers(cases))
     present = shown.by_case[number]
     return number, _one_of(rng, present) if present and rng.random() < sampling.foreground else 0
 

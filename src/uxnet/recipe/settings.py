@@ -105,15 +105,20 @@ class Sampling:
         centre, too. Each structure is as likely as another, however small.
     balance: what that holds for. "case": a case is drawn, then one of the structures that it shows; "class": a structure is drawn of
         all that the dataset shows, then one of the cases that show it, so that what few cases show is seen as often as the rest.
+    per_case: so many patches of a step, in the order of their numbers, are of one case; the next so many of another draw (paper,
+        table 4: sub-volumes cropped). Only where the case is drawn first.
     """
 
     patch: tuple[int, int, int] = (96, 96, 96)
     foreground: float = 0.5
     balance: Literal["case", "class"] = "case"
+    per_case: int = 1
 
     def __post_init__(self) -> None:
         check(min(self.patch) >= 1, "patch", "sides must be at least 1")
         check(0 <= self.foreground <= 1, "foreground", "must lie within 0..1")
+        check(self.per_case >= 1, "per_case", "must be at least 1")
+        check(self.per_case == 1 or self.balance == "case", "per_case", 'several patches a case need balance = "case"')
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,8 @@ class Augmentation:
     scale: largest relative change of size, per axis where `anisotropic`.
     affine_probability: the share of samples that are rotated and scaled.
     intensity_shift, intensity_scale: largest offset, in units of the sample's standard deviation, and relative change of contrast.
+    intensity_offset: largest offset in units of the prepared image itself (paper, table 4: 0.1 of an image in 0..1). It is drawn as
+        `intensity_shift` is, by the same number; both add up.
     gamma: largest change of the exponent's logarithm.
     noise: largest standard deviation of Gaussian noise, in units of the sample's.
     blur: largest standard deviation of Gaussian smoothing, in voxels.
@@ -137,6 +144,7 @@ class Augmentation:
     anisotropic: bool = False
     affine_probability: float = 1.0
     intensity_shift: float = 0.0
+    intensity_offset: float = 0.0
     intensity_scale: float = 0.0
     gamma: float = 0.0
     noise: float = 0.0
@@ -145,7 +153,7 @@ class Augmentation:
     mirror: tuple[bool, bool, bool] = (False, False, False)
 
     def __post_init__(self) -> None:
-        for key in ("scale", "intensity_shift", "intensity_scale", "gamma", "noise", "blur"):
+        for key in ("scale", "intensity_shift", "intensity_offset", "intensity_scale", "gamma", "noise", "blur"):
             check(getattr(self, key) >= 0, key, "must not be negative")
         check(self.scale < 1, "scale", "must be below 1")
         for key in ("affine_probability", "intensity_probability"):

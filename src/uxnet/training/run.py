@@ -18,7 +18,7 @@ from uxnet.dataset.check import Inspection, check_dataset, refuse_errors
 from uxnet.dataset.folds import Fold, split_for
 from uxnet.dataset.manifest import Case, Manifest, read_dataset
 from uxnet.errors import CheckpointError, DatasetError, RecipeError, TrainingError
-from uxnet.events import Note, Progress, Report, silent
+from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.inference.engine_torch import TorchEngine, stage_network
 from uxnet.inference.segment import segment
 from uxnet.io import atomic, read_image, write_json, write_labels
@@ -106,6 +106,8 @@ def train(
         raise RecipeError(f"stages: {recipe.name} asks for one structure at a time, so the labels of {manifest.name} may not be regions")
     inspection = one.first(lambda: check_dataset(manifest, workers=workers, report=report))
     refuse_errors(inspection)
+    for doubt in (warning for warning in inspection.warnings if not warning.case):  # of the whole: names that volumes contradict
+        report(Warn(f"{manifest.root}: {doubt.message}"))
     networks = [_fresh_network(stage, manifest) for stage in recipe.stages]
     origin = begin_from(networks, recipe, manifest, Path(init_from), init_kernels, report) if init_from else None
 
