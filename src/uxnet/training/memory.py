@@ -3,8 +3,8 @@
 The step (batch, forward pass, loss, backward pass, optimiser) runs once on tensors that have shapes but no memory (torch's fake tensors),
 and every block that it would allocate is written down with the moment at which it would be freed. On a CPU the peak is then what the C
 library's heap comes to hold: it hardly ever gives a block back, and hardly ever finds a hole for a block of another size, so what counts
-is the most blocks *of each size* that are alive at a time, added up over the sizes. On a GPU torch's allocator reuses blocks well, and
-what counts is the most that is alive at a time.
+is the most blocks *of each size* that are alive at a time, added up over the sizes; the largest lie beside the heap and are given back.
+On a GPU torch's allocator reuses blocks well, and what counts is the most that is alive at a time.
 
 `benchmarks/plan_memory.py` holds it against measured steps.
 """
@@ -12,7 +12,6 @@ what counts is the most that is alive at a time.
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 import weakref
 from collections import Counter
@@ -36,8 +35,16 @@ from uxnet.recipe import Stage
 from uxnet.training.losses import SegmentationLoss
 
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-# Buffers inside kernels are not seen: they are the larger, the less the channels suit the kernels. Measured, as a factor.
-_UNSEEN: Mapping[str, float] = {"swinunetr": 1.3, "unet": 1.15}
+# Buffers inside kernels are not seen, and holes that smaller blocks do fit into are not counted on. What is left of both, measured.
+_UNSEEN: Mapping[str, float] = {
+    "unet": 1.25,
+    "segresnet": 1.1,
+    "rapnet": 0.9,
+    "transbts": 1.4,
+    "nnformer": 1.15,
+    "swinunetr": 1.35,
+}
+_MAPPED = 32 << 20  # larger blocks are given back to the system at once (glibc: the largest threshold that it comes to)
 # Of torch's allocator on a GPU: what rounding and splitting cost, and room for cuDNN to work in. Not measured here.
 _GPU_SHARE, _GPU_ROOM = 1.1, 300_000_000
 
@@ -48,29 +55,36 @@ class Ledger:
 
     now, peak: bytes alive, and the most there ever were.
     most: size -> the most blocks of that size that were alive at a time.
+    mapped, most_mapped: bytes alive in blocks too large for the heap, and the most there ever were.
     """
 
     now: int = 0
     peak: int = 0
     most: Counter[int] = field(default_factory=Counter)
     alive: Counter[int] = field(default_factory=Counter)
+    mapped: int = 0
+    most_mapped: int = 0
 
     def take(self, size: int) -> None:
         """A block more."""
-        self.now += size
+        self._count(size, 1)
         self.peak = max(self.peak, self.now)
-        self.alive[size] += 1
         self.most[size] = max(self.most[size], self.alive[size])
+        self.most_mapped = max(self.most_mapped, self.mapped)
 
     def give(self, size: int) -> None:
         """A block fewer."""
-        self.now -= size
-        self.alive[size] -= 1
+        self._count(size, -1)
+
+    def _count(self, size: int, change: int) -> None:
+        self.now += change * size
+        self.alive[size] += change
+        self.mapped += change * size if size > _MAPPED else 0
 
     @property
     def heap(self) -> int:
-        """Bytes of a heap in which blocks are reused for blocks of their own size alone."""
-        return sum(size * count for size, count in self.most.items())
+        """Bytes of a heap in which blocks are reused for blocks of their own size alone, and of the larger blocks beside it."""
+        return sum(size * count for size, count in self.most.items() if size <= _MAPPED) + self.most_mapped
 
 
 def predicted_memory(stage: Stage, channels: int, classes: int, device: str = "cpu", precision: str = "float32") -> int:
@@ -97,7 +111,7 @@ def predicted_memory(stage: Stage, channels: int, classes: int, device: str = "c
 def traced_step(stage: Stage, channels: int, classes: int, device: str = "cpu", precision: str = "float32") -> Ledger:
     """What a step allocates; see `predicted_memory`. Takes seconds and next to no memory, however large the patch."""
     inputs, outputs = stage.in_channels(channels), stage.out_channels(classes)
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         weightless = build(stage.network.name, inputs, outputs, stage.sampling.patch, stage.network.settings)
     loss_of = SegmentationLoss(stage.loss, Labels(tuple(Label(f"{n}", n) for n in range(1, max(outputs, 2)))))
     loss_of.classes = outputs
@@ -177,15 +191,17 @@ def _computed(device: str, precision: str) -> Iterator[None]:
 
 
 def _fake(network: nn.Module) -> nn.Module:
-    """A copy whose weights have shapes alone, in channels-last memory as in training."""
-
-    def without_memory(p: Tensor) -> Tensor:
-        q = torch.empty(p.shape, dtype=p.dtype)
-        return q.contiguous(memory_format=torch.channels_last_3d) if q.ndim == 5 else q
-
-    instead: dict[int, Any] = {id(p): nn.Parameter(without_memory(p), p.requires_grad) for p in network.parameters()}
-    instead |= {id(b): without_memory(b) for b in network.buffers()}
-    return copy.deepcopy(network, instead)
+    """The network with weights of shapes alone in place of its own, in channels-last memory as in training."""
+    owned = [weights for module in network.modules() for weights in (module._parameters, module._buffers)]
+    before = {id(old): old for weights in owned for old in weights.values() if old is not None}  # one for those that are tied
+    after: dict[int, Tensor] = {}
+    for key, old in before.items():
+        new = torch.empty(old.shape, dtype=old.dtype)
+        new = new.contiguous(memory_format=torch.channels_last_3d) if new.ndim == 5 else new
+        after[key] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    for weights in owned:
+        weights.update({name: after[id(old)] for name, old in weights.items() if old is not None})  # type: ignore[misc]
+    return network
 
 
 def _batch(stage: Stage, channels: int) -> tuple[list[Tensor], Tensor, Tensor]:
