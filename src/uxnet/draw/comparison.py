@@ -90,12 +90,12 @@ def comparison_figure(
             for n, picture in enumerate(line):
                 x = left + n * (width + gap)
                 axes = figure.add_axes((x / total_w, top / total_h, width / total_w, height / total_h))
-                _panel(axes, picture, edge_letters(row.plane) if n == 0 else None)
+                panel(axes, picture, edge_letters(row.plane) if n == 0 else None)
                 if n and n <= len(row.texts):
                     middle = (x + width / 2) / total_w
                     figure.text(middle, (top - 0.05) / total_h, row.texts[n - 1], ha="center", va="top", fontsize=8.5, color=INK)
             top -= under
-        _colour_legend(figure, labels, (foot - 0.2) / total_h)
+        colour_legend(figure, labels, (foot - 0.2) / total_h)
         if note:
             figure.text(0.012, 0.1 / total_h, note, fontsize=8.5, va="bottom", color=GREY)
 
@@ -120,7 +120,8 @@ def _row_pictures(row: Row, labels: Labels, limits: Limits | None, fill: float, 
     return [plain, *drawn]
 
 
-def _panel(axes: Any, picture: Picture, letters: tuple[str, str, str, str] | None) -> None:
+def panel(axes: Any, picture: Picture, letters: tuple[str, str, str, str] | None) -> None:
+    """A picture on axes without a frame, dark where it does not reach, with letters at its left, right, top and bottom."""
     from matplotlib.patheffects import withStroke
 
     axes.imshow(picture, interpolation="antialiased")
@@ -139,7 +140,8 @@ def _panel(axes: Any, picture: Picture, letters: tuple[str, str, str, str] | Non
         axes.text(x, y, letter, ha="center", va="center", **style)
 
 
-def _colour_legend(figure: Figure, labels: Labels, y: float) -> None:
+def colour_legend(figure: Figure, labels: Labels, y: float) -> None:
+    """The labels' colours and names in the middle of the page, at this height (0..1)."""
     from matplotlib.patches import Patch
 
     patches = [Patch(facecolor=_hex(labels.colour(label.name)), label=label.name) for label in labels.foreground]

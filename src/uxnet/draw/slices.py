@@ -35,6 +35,11 @@ def edge_letters(plane: Plane) -> tuple[str, str, str, str]:
     return _CUTS[plane][1]
 
 
+def plane_axis(plane: Plane) -> int:
+    """The axis of a RAS array that a plane cuts."""
+    return _CUTS[plane][0]
+
+
 def best_slice(volume: Volume, plane: Plane, background: int = 0) -> int:
     """The slice of a label map with the most different labels and, among those, the most labelled voxels.
 

@@ -1,0 +1,162 @@
+"""What networks scored on their test cases, read from files: records of `uxnet crossval`, or JSON files of `uxnet evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from uxnet.errors import InputError
+from uxnet.evaluation.metrics import METRICS
+from uxnet.io import read_json
+
+RECORD_SCHEMA = "uxnet crossval record"
+RECORD_VERSION = 1
+
+COMMON = ("recipe_sha256", "split_sha256", "dataset_sha256", "budget")
+"""What all records of a cross-validation agree in; with it, networks are compared on equal terms."""
+
+Values = Mapping[str, Mapping[str, float | None]]
+"""Class -> metric -> value, None where it does not count."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one network scored.
+
+    classes: names, in the labels' order.
+    cases: case -> its values. Over all folds, each case stands here once.
+    persons: case -> person, of the cases that say it.
+    tolerance_mm, empty: how it was scored, see docs/evaluation.md.
+    records: the cross-validation's records, in the order of their folds; none for a file of `uxnet evaluate`.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    cases: Mapping[str, Values]
+    tolerance_mm: float
+    empty: str
+    persons: Mapping[str, str] = field(default_factory=dict)
+    records: tuple[Mapping[str, Any], ...] = ()
+
+
+def read_scores(sources: Sequence[str | Path]) -> tuple[Scores, ...]:
+    """The networks in files and folders, in the order in which they appear.
+
+    Args:
+        sources: each a record, a JSON file of `uxnet evaluate`, a folder of a cross-validation or of its records, or a folder with a
+            metrics.json. "NAME=PATH" names what is there; otherwise records have their own name, metrics.json that of its folder, and
+            any other file its own. Records of one name are put together.
+
+    Raises:
+        InputError: if something cannot be read or is neither, records of one name are of different networks, or a case is scored twice.
+    """
+    found: dict[str, list[Scores]] = {}
+    for source in sources:
+        name, path = _named(source)
+        for file in _files(path):
+            scores = _read(file, name)
+            found.setdefault(scores.name, []).append(scores)
+    return tuple(_together(parts) for parts in found.values())
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record of a cross-validation.
+
+    Raises:
+        InputError: if it cannot be read, is none, or of another version.
+    """
+    data = read_json(path)
+    if data.get("schema") != RECORD_SCHEMA:
+        raise InputError(f"{path}: is no record of uxnet crossval; move it elsewhere")
+    if data.get("version") != RECORD_VERSION:
+        raise InputError(f"{path}: it is a record of version {data.get('version')!r}, this uxnet reads version {RECORD_VERSION}")
+    return data
+
+
+def record_files(folder: Path) -> list[Path]:
+    """The records in a folder, by name; those that are being written are left out."""
+    return sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+
+
+def _named(source: str | Path) -> tuple[str, Path]:
+    name, equals, path = str(source).partition("=")
+    if not equals or Path(source).exists():
+        return "", Path(source)
+    return name, Path(path)
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file or folder")
+    if path.is_file():
+        return [path]
+    if (path / "metrics.json").is_file():
+        return [path / "metrics.json"]
+    inside = (path / "records").is_dir()
+    files = record_files(path / "records") if inside else [file for file in record_files(path) if "-fold" in file.stem]
+    if not files:
+        raise InputError(f"{path}: there are no records of uxnet crossval and no metrics.json of uxnet evaluate in this folder")
+    return files
+
+
+def _read(path: Path, name: str) -> Scores:
+    data = read_json(path)
+    recorded = "schema" in data
+    if recorded:
+        data = read_record(path)
+    try:
+        cases = {
+            str(case["case"]): {str(c): {m: _number(values[m]) for m in METRICS} for c, values in case["classes"].items()}
+            for case in data["cases"]
+        }
+        persons = {str(case["case"]): str(case["person"]) for case in data["cases"] if "person" in case}
+        settings, own = data["settings" if not recorded else "evaluation"], str(data["name"]) if recorded else _own_name(path)
+        tolerance_mm, empty = float(settings["tolerance_mm"]), str(settings["empty"])
+        # Of a record as it is, the classes of its cases; a file of evaluate names them even where it has no case.
+        classes = tuple(data["classes"]) if not recorded else tuple(next(iter(cases.values()), {}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: is neither a record of uxnet crossval nor a JSON file of uxnet evaluate (what fails: {error!r})"
+        ) from error
+    if not cases:
+        raise InputError(f"{path}: it scores no case")
+    if len(cases) < len(data["cases"]) or any(tuple(values) != classes for values in cases.values()):
+        raise InputError(f"{path}: it scores a case twice, or not all cases in the same classes; it has been changed by hand")
+    return Scores(name or own, classes, cases, tolerance_mm, empty, persons, (data,) if recorded else ())
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _own_name(path: Path) -> str:
+    return path.resolve().parent.name if path.name == "metrics.json" else path.stem
+
+
+def _together(parts: Sequence[Scores]) -> Scores:
+    """The scores of one name, of however many folds.
+
+    Raises:
+        InputError: if they are of different networks, or have a case in common.
+    """
+    first = parts[0]
+    cases: dict[str, Values] = {}
+    persons: dict[str, str] = {}
+    for part in parts:
+        for key in ("network", "settings", *COMMON):
+            if [r.get(key) for r in part.records] != [r.get(key) for r in first.records]:
+                raise InputError(
+                    f"{first.name}: two records of this name differ in {key} ({first.records[0].get(key) if first.records else '-'}; "
+                    f"{part.records[0].get(key) if part.records else '-'}); compare one of them, or give the other a name: NAME=FILE"
+                )
+        if (part.classes, part.tolerance_mm, part.empty) != (first.classes, first.tolerance_mm, first.empty):
+            raise InputError(f"{first.name}: two files of this name have other classes or were scored in other ways; score them alike")
+        twice = sorted(cases.keys() & part.cases.keys())
+        if twice:
+            raise InputError(f"{first.name}: {', '.join(twice[:5])} scored twice; each case may be in one fold's test part only")
+        cases |= part.cases
+        persons |= part.persons
+    records = sorted((r for part in parts for r in part.records), key=lambda r: int(r["fold"]))
+    return Scores(first.name, first.classes, cases, first.tolerance_mm, first.empty, persons, tuple(records))

@@ -1,0 +1,273 @@
+"""What a cross-validation consists of: its networks, its budget, its units, and the files that say so."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from uxnet.dataset.check import Inspection
+from uxnet.dataset.folds import Split, read_split, split_for, write_split
+from uxnet.dataset.manifest import Manifest
+from uxnet.errors import DatasetError, InputError, RecipeError
+from uxnet.evaluation.scores import COMMON, read_record, record_files
+from uxnet.events import Report
+from uxnet.experiments.crossval_unit import Unit, rounded
+from uxnet.io import atomic
+from uxnet.recipe import Network, Recipe, load_recipe, recipe_to_toml
+
+PROTOCOL = "5x80-10-10"
+"""Of the split, where none is there or given."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network that takes part: the name it goes by, which network it is, and its settings."""
+
+    name: str
+    network: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long each unit trains; with neither, as many steps as the recipe says.
+
+    steps: of each stage.
+    core_seconds: of training, validations included, on as many threads as a unit has; before the first step some are measured, and the
+        time becomes a number of steps.
+    """
+
+    steps: int | None = None
+    core_seconds: float | None = None
+
+
+def entries_of(networks: Sequence[str], variants: Sequence[str] = (), size: str = "paper") -> tuple[Entry, ...]:
+    """Entries from words.
+
+    Args:
+        networks: names of networks.
+        variants: NAME=NETWORK:KEY=VALUE:KEY=VALUE..., values as TOML writes them, quotes around a word may be left out.
+        size: "paper" or "narrow", of all that do not set it.
+
+    Raises:
+        RecipeError: if one cannot be read, or two have the same name.
+    """
+    entries = [Entry(name, name, {"size": size}) for name in networks]
+    for variant in variants:
+        name, equals, rest = variant.partition("=")
+        network, *pairs = rest.split(":")
+        if not equals or not network or not all("=" in pair for pair in pairs):
+            raise RecipeError(f"{variant!r} is no variant; write NAME=NETWORK:KEY=VALUE, such as uxnet-k9=uxnet:kernel=9")
+        settings = {key.strip(): _toml_value(value.strip()) for key, _, value in (pair.partition("=") for pair in pairs)}
+        entries.append(Entry(name.strip(), network.strip(), {"size": size, **settings}))
+    names = [entry.name for entry in entries]
+    for n, name in enumerate(names):
+        if not _NAME.fullmatch(name):
+            raise RecipeError(f"{name!r} is no name for a network here: letters, digits, '.', '_' and '-' (it becomes part of file names)")
+        if name in names[:n]:
+            raise RecipeError(f"two networks are called {name}; give one of them another name by a variant")
+    return tuple(entries)
+
+
+# ---- what is to be done
+
+
+def make_units(
+    manifest: Manifest,
+    inspection: Inspection,
+    split: Split,
+    recipe: Recipe,
+    out: Path,
+    entries: Sequence[Entry],
+    budget: Budget,
+    folds: Sequence[int] | None,
+    threads: int,
+    tolerance_mm: float,
+) -> list[Unit]:
+    """Every network on every fold, by folds, then by entries. Units know no cache yet.
+
+    Raises:
+        DatasetError: if the split has no such fold.
+        RecipeError: if a network cannot be built or does not take the recipe's patch, or the budget cannot be.
+    """
+    own = recipe.stages[-1].network
+    chosen = range(len(split.folds)) if folds is None else list(dict.fromkeys(folds))
+    if not chosen:
+        raise DatasetError("no fold is named; leave the folds out to take all")
+    for fold in chosen:
+        if not 0 <= fold < len(split.folds):
+            raise DatasetError(f"{out / 'split.json'}: it has the folds 0 to {len(split.folds) - 1}, not {fold}")
+    budgeted, said = _with_budget(recipe, budget, threads)
+    common = {
+        "recipe": recipe.name,
+        "recipe_sha256": _sha256(recipe_to_toml(recipe)),
+        "protocol": split.protocol,
+        "split_sha256": _sha256(json.dumps([asdict(fold) for fold in split.folds])),
+        "dataset": manifest.name,
+        "licence": manifest.licence,
+        "dataset_sha256": inspection.fingerprint.sha256,
+        "budget": said,
+        "keep": recipe.stages[-1].training.keep,
+    }
+    made = []
+    for entry in entries or (Entry(own.name, own.name, own.settings),):
+        # The recipe's own network stays as each of its stages has it.
+        changed = _with_entry(budgeted, entry) if entries else budgeted
+        facts = {"name": entry.name, "network": entry.network, "settings": rounded(dict(entry.settings)), **common}
+        made.append((entry, changed, facts | _cost(changed, manifest, entry)))
+    units = []
+    for fold in chosen:
+        for entry, changed, facts in made:
+            decides = [recipe_to_toml(changed), manifest.labels.to_dict(), facts["split_sha256"], fold, facts["dataset_sha256"], said]
+            key = _sha256(json.dumps([*decides, tolerance_mm]))
+            title = {"name": entry.name, "fold": fold, "key": key}
+            units.append(Unit(entry.name, fold, changed, manifest, out, None, tolerance_mm, False, title | facts))
+    return units
+
+
+def _with_budget(recipe: Recipe, budget: Budget, threads: int) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe with the budget put in, and the budget as records say it."""
+    if budget.steps is not None and budget.core_seconds is not None:
+        raise RecipeError("a budget is of steps or of core-seconds, not of both")
+    if min(budget.steps or 1, budget.core_seconds or 1) <= 0 or budget.steps == 0 or budget.core_seconds == 0:
+        raise RecipeError("a budget must be above 0")
+    changes: dict[str, Any] = {"hours": 0.0}
+    if budget.core_seconds is not None:
+        changes = {"hours": budget.core_seconds / threads / 3600 / len(recipe.stages)}
+    elif budget.steps is not None:
+        changes |= {"steps": budget.steps}
+    elif any(stage.training.hours for stage in recipe.stages):
+        raise RecipeError("training.hours: networks are compared by steps or by core-seconds; give one of them, or set it to 0")
+    changed = replace(recipe, stages=tuple(replace(s, training=replace(s.training, **changes)) for s in recipe.stages))
+    if budget.core_seconds is not None:
+        return changed, {"core_seconds": float(budget.core_seconds), "threads": threads, "validations": "included"}
+    return changed, {"steps": [stage.training.steps for stage in changed.stages]}
+
+
+def _with_entry(recipe: Recipe, entry: Entry) -> Recipe:
+    network = Network(entry.network, entry.settings)
+    return replace(recipe, stages=tuple(replace(stage, network=network) for stage in recipe.stages))
+
+
+def _cost(recipe: Recipe, manifest: Manifest, entry: Entry) -> dict[str, Any]:
+    """Parameters, and multiply-accumulates (1e9) of a patch while training; of two stages the sums.
+
+    Raises:
+        RecipeError: if the network cannot be built, or does not take the patch.
+    """
+    import torch
+
+    from uxnet.inference.engine_torch import stage_network
+    from uxnet.networks.macs import count_macs
+
+    parameters, macs = 0, 0.0
+    for stage in recipe.stages:
+        channels = len(manifest.channel_names)
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                network = stage_network(stage, channels, manifest.labels.out_channels)
+            # As many patches as a step computes at a time: batch norm may not take one alone.
+            patches = stage.training.batch // stage.training.accumulate
+            macs += count_macs(network.train(), (patches, stage.in_channels(channels), *stage.sampling.patch)).true / patches
+        except RecipeError as error:
+            raise RecipeError(f"{entry.name}: {error}") from error
+        except (ValueError, RuntimeError) as error:
+            patch = "x".join(map(str, stage.sampling.patch))
+            raise RecipeError(f"{entry.name}: takes no patch of {patch}: {str(error).splitlines()[0]}") from error
+        parameters += sum(p.numel() for p in network.parameters())
+    return {"parameters": parameters, "gmac": macs / 1e9, "patch": list(recipe.stages[-1].sampling.patch)}
+
+
+# ---- what is there
+
+
+def publish_recipe(path: Path, recipe: Recipe) -> None:
+    """Writes the recipe as it is the same for all; the network in it is the recipe's own.
+
+    Raises:
+        InputError: if another one is there.
+    """
+    text = recipe_to_toml(recipe)
+    if path.exists():
+        if load_recipe(path) != recipe:
+            raise InputError(f"{path}: the cross-validation there has another recipe; go on with that one, or choose another folder")
+        return
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def published_split(path: Path, given: Path | None, inspection: Inspection, seed: int, report: Report) -> Split:
+    """The split in the cross-validation's folder; made there, or copied from the file that is given.
+
+    Raises:
+        DatasetError: as `split_for`, or if a fold has no test cases.
+        InputError: if another one than the given is there.
+    """
+    manifest = inspection.manifest
+    if given is not None:
+        wanted = read_split(given, manifest)
+        if not path.exists():
+            write_split(path, wanted)
+        elif read_split(path, manifest).folds != wanted.folds:
+            raise InputError(f"{path}: the cross-validation there has other folds than {given}; choose another folder")
+    protocol = None if given is not None or path.exists() else PROTOCOL
+    split = split_for(manifest, path, inspection.class_presence(), protocol=protocol, seed=seed, report=report)
+    for n, fold in enumerate(split.folds):
+        if not fold.test:
+            raise DatasetError(f"{path}: fold {n} has no test cases; a cross-validation is told by cases that nothing was chosen on")
+    return split
+
+
+def records_there(folder: Path, units: Sequence[Unit]) -> dict[str, Path]:
+    """The records that are there, of whatever call, by their files' names.
+
+    Raises:
+        InputError: if one belongs to another cross-validation than these units, or is of another network of the same name.
+    """
+    wanted, by_title = units[0].facts, {unit.title: unit for unit in units}
+    entries = {unit.name: unit.facts for unit in units}
+    found = {}
+    for path in record_files(folder):
+        record = read_record(path)
+        if f"{record.get('name')}-fold{record.get('fold')}" != path.stem:
+            raise InputError(f"{path}: it is the record of {record.get('name')} on fold {record.get('fold')}; give it its name back")
+        for key in COMMON:
+            if record.get(key) != rounded(wanted[key]):
+                raise InputError(
+                    f"{path}: this record belongs to another cross-validation: its {key.removesuffix('_sha256')} is another "
+                    f"({_shown(record.get(key))} instead of {_shown(wanted[key])}); choose another folder, or move the record away"
+                )
+        same = entries.get(str(record["name"]))
+        if same and any(record.get(key) != rounded(same[key]) for key in ("network", "settings")):
+            raise InputError(
+                f"{path}: this record is of another network of the same name ({record.get('network')} with {record.get('settings')}); "
+                "give the variant another name"
+            )
+        unit = by_title.get(path.stem)
+        if unit and record.get("key") != unit.facts["key"]:
+            raise InputError(f"{path}: this record was made in another way (labels, or the tolerance of the surface Dice); move it away")
+        found[path.stem] = path
+    return found
+
+
+def _shown(value: Any) -> str:
+    return value[:12] if isinstance(value, str) else json.dumps(value)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word

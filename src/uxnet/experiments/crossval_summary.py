@@ -1,0 +1,135 @@
+"""What a cross-validation's records say together: summary.json and README.md, made anew from all that are there."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from uxnet.evaluation.compare import Comparison, compare
+from uxnet.evaluation.compare_text import markdown_table, to_dict, to_markdown
+from uxnet.evaluation.scores import COMMON, Scores, read_scores, record_files
+from uxnet.io import atomic, write_json
+
+_MEDIANS = ("steps", "seconds_training", "seconds_a_step", "peak_memory_mb", "peak_gpu_memory_mb")
+
+
+def write_summary(out: Path) -> None:
+    """Writes out/summary.json and out/README.md, if there is any record."""
+    if not record_files(out / "records"):
+        return
+    scores = read_scores([out])
+    comparison = compared(scores)
+    first = scores[0].records[0]
+    summary = {
+        "dataset": first["dataset"],
+        "recipe": first["recipe"],
+        "protocol": first["protocol"],
+        **{key: first[key] for key in COMMON},
+        "networks": [cost(s) for s in scores],
+        "comparison": None if comparison is None else to_dict(comparison),
+    }
+    write_json(out / "summary.json", summary)
+    with atomic(out / "README.md") as temporary:
+        temporary.write_text(_page(scores, comparison, first), encoding="utf-8")
+
+
+def compared(scores: Sequence[Scores]) -> Comparison | None:
+    """Their comparison; None before all networks have a fold in common."""
+    return compare(scores) if set.intersection(*(set(s.cases) for s in scores)) else None
+
+
+def cost(scores: Scores) -> dict[str, Any]:
+    """What a network is and what it took: medians over its folds."""
+    first = scores.records[0]
+    medians = {}
+    for key in _MEDIANS:
+        values = [r[key] for r in scores.records if r.get(key) is not None]
+        medians[key] = statistics.median(values) if values else None
+    return {
+        "name": scores.name,
+        "network": first["network"],
+        "settings": first["settings"],
+        "folds": [r["fold"] for r in scores.records],
+        "cases": len(scores.cases),
+        "parameters": first["parameters"],
+        "gmac": first["gmac"],
+        **medians,
+        "skipped_steps": sum(r["skipped_steps"] for r in scores.records),
+        "warnings": sum(len(r["warnings"]) for r in scores.records),
+    }
+
+
+def cost_rows(scores: Sequence[Scores], short: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of costs; a `short` one is without the networks' settings."""
+    head = [
+        "network",
+        *([] if short else ["settings"]),
+        "folds",
+        "cases",
+        "parameters",
+        "GMac",
+        "steps",
+        "s a step",
+        "min training",
+        "peak MB",
+        "warnings",
+    ]
+    rows = []
+    for c in map(cost, scores):
+        settings = ", ".join(f"{key} = {value}" for key, value in c["settings"].items())
+        what = c["network"] if c["network"] != c["name"] else ""
+        rows.append(
+            [
+                c["name"],
+                *([] if short else [": ".join(filter(None, (what, settings))) or "-"]),
+                ", ".join(map(str, c["folds"])),
+                str(c["cases"]),
+                f"{c['parameters']:,}",
+                f"{c['gmac']:.2f}",
+                f"{c['steps']:g}",
+                "-" if c["seconds_a_step"] is None else f"{c['seconds_a_step']:.3g}",
+                f"{c['seconds_training'] / 60:.1f}",
+                "-" if c["peak_memory_mb"] is None else f"{c['peak_memory_mb']:g}",
+                str(c["warnings"] or "-"),
+            ]
+        )
+    return head, rows
+
+
+def equal_terms(first: Mapping[str, Any]) -> str:
+    """What was the same for all networks, in words, of one of the records."""
+    budget = first["budget"]
+    if "core_seconds" in budget:
+        threads = budget["threads"]
+        spent = (
+            f"{budget['core_seconds']:g} core-seconds of training ({threads} thread{'' if threads == 1 else 's'}, validations included), "
+            "turned into steps by measuring some before the first"
+        )
+    else:
+        spent = f"{' and '.join(map(str, budget['steps']))} steps"
+    kept = "of the last step" if first["keep"] == "last" else "of the best validation"
+    return (
+        f"The same for all networks: cases and folds (`split.json`, {first['protocol']}, persons kept whole), and of the recipe "
+        f"`{first['recipe']}` (`recipe.toml`) everything but the network: preparation, patches, augmentation, loss, optimiser, schedule, "
+        f"seed. The budget of each is {spent}. The weights that are tested are those {kept}; a fold's test cases are used for "
+        "nothing else."
+    )
+
+
+def _page(scores: Sequence[Scores], comparison: Comparison | None, first: Mapping[str, Any]) -> str:
+    every = sorted({r["fold"] for s in scores for r in s.records})
+    missing = [f"{s.name} on fold {fold}" for s in scores for fold in every if fold not in [r["fold"] for r in s.records]]
+    title = f"# Cross-validation on {first['dataset']}\n\n"
+    text = title + f"{equal_terms(first)}\n\nMade by `uxnet crossval` from the files in `records/`.\n"
+    if missing:
+        text += f"\nNot complete; missing: {', '.join(missing)}.\n"
+    text += (
+        f"\n## What they took\n\n{markdown_table(*cost_rows(scores))}\n"
+        f"GMac: 1e9 multiply-accumulates of a patch of {'x'.join(map(str, first['patch']))} while training. Steps, times and memory "
+        "(resident, of the unit's process) are medians over folds.\n\n"
+    )
+    if comparison is not None:
+        return text + to_markdown(comparison)
+    return text

@@ -1,0 +1,371 @@
+"""Networks compared: against hand-computed examples, scipy, and what must not change anything."""
+
+import csv
+import itertools
+import json
+import random
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from uxnet.errors import InputError
+from uxnet.evaluation.compare import bootstrap_median, compare, holm, rank_biserial
+from uxnet.evaluation.compare_text import markdown_table, to_dict, to_markdown, verdict, write_csv
+from uxnet.evaluation.metrics import METRICS
+from uxnet.evaluation.scores import Scores, read_scores
+
+
+def scores(name, dices, *, hd95=None, classes=("a",), persons=None, names=None):
+    """A network with these Dices: one a case, or one a case and class."""
+    names = names or [f"case_{n:02d}" for n in range(len(dices))]
+    rows = [d if isinstance(d, list | tuple) else [d] * len(classes) for d in dices]
+    cases = {
+        case: {
+            c: {"dice": d, "hd95_mm": (None if d is None else 10 * (1 - d)) if hd95 is None else hd95[n], "nsd": d}
+            for c, d in zip(classes, row, strict=True)
+        }
+        for n, (case, row) in enumerate(zip(names, rows, strict=True))
+    }
+    return Scores(name, tuple(classes), cases, 1.0, "skip", persons or {})
+
+
+def noisy(name, mean, seed, n=30):
+    return scores(name, np.clip(np.random.default_rng(seed).normal(mean, 0.03, n), 0, 1).round(6).tolist())
+
+
+# ---- the figures
+
+
+def test_holm_by_hand():
+    """Holm's own scheme: 0.01 of four is 0.04; 0.02 of three 0.06; 0.03 of two stays at 0.06; 0.04 of one, too."""
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    # Smallest times 8, next times 7, ...; 0.0298 times 2 would fall, and stays where the one before it is.
+    known = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344]
+    assert holm(known) == pytest.approx([0.0008, 0.0028, 0.0114, 0.0475, 0.0804, 0.0834, 0.0834, 0.0834])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+    assert holm([0.03]) == [0.03]
+
+
+def test_holm_does_not_mind_the_order_and_never_lowers():
+    p = np.random.default_rng(0).random(9).tolist()
+    corrected = dict(zip(p, holm(p), strict=True))
+    shuffled = random.Random(1).sample(p, len(p))
+    assert holm(shuffled) == [corrected[x] for x in shuffled]
+    assert all(corrected[x] >= x for x in p)
+    assert [corrected[x] for x in sorted(p)] == sorted(corrected.values())
+
+
+def test_rank_biserial_by_hand():
+    # Ranks of 1, 2, 3, 4: 1 + 3 + 4 for, 2 against; (8 - 2) / 10.
+    assert rank_biserial([0.1, -0.2, 0.3, 0.4]) == pytest.approx(0.6)
+    assert rank_biserial([0.1, 0.0, -0.2, 0.3, 0.4, 0.0]) == pytest.approx(0.6)
+    assert rank_biserial([0.3 - 0.2, 0.1 - 0.2]) == pytest.approx(0)  # a tie, whatever the last bits say
+    assert rank_biserial([1, 2]) == 1
+    assert rank_biserial([0.0, 0.0]) is None
+    assert rank_biserial([]) is None
+
+
+def test_the_median_has_the_interval_of_scipy():
+    values = np.random.default_rng(3).normal(size=41)
+    median, low, high = bootstrap_median(values, resamples=20000)
+    interval = stats.bootstrap((values,), np.median, n_resamples=20000, method="percentile").confidence_interval
+    assert median == np.median(values)
+    assert (low, high) == pytest.approx(tuple(interval), abs=0.06)
+    assert bootstrap_median([2.0]) == (2.0, None, None)
+    assert bootstrap_median([]) == (None, None, None)
+
+
+def test_p_values_are_those_of_scipy():
+    a, b = noisy("uxnet", 0.8, 0), noisy("other", 0.79, 1)
+    found = compare([a, b]).against("other")
+    column = [[v["a"]["dice"] for v in s.cases.values()] for s in (a, b)]
+    assert found.p == pytest.approx(stats.wilcoxon(*column).pvalue)
+    assert found.p_holm == found.p
+    assert found.difference.mean == pytest.approx(np.median(np.subtract(*column)))
+
+
+def test_a_small_example_by_hand():
+    """Five cases, all better: the exact two-sided p is 2 / 2^5."""
+    found = compare([scores("uxnet", [0.9, 0.8, 0.7, 0.6, 0.5]), scores("b", [0.8, 0.6, 0.4, 0.2, 0.0])])
+    test = found.against("b")
+    assert (test.n, test.unequal, test.effect) == (5, 5, 1.0)
+    assert test.p == pytest.approx(2 / 32)
+    assert found.standing("uxnet").interval.mean == pytest.approx(0.7)
+    assert found.standing("b").interval.mean == pytest.approx(0.4)
+    assert (found.standing("uxnet").rank, found.standing("b").rank) == (1, 2)
+    assert any("too few cases" in note for note in found.notes)
+
+
+# ---- what must not matter, and what must
+
+
+def test_the_order_of_networks_and_cases_does_not_matter():
+    networks = [noisy("uxnet", 0.8, 0), noisy("x", 0.82, 1), noisy("y", 0.7, 2)]
+    first = to_dict(compare(networks))
+    key = json.dumps
+    for order in itertools.permutations(networks):
+        turned = [Scores(s.name, s.classes, dict(reversed(s.cases.items())), 1.0, "skip") for s in order]
+        again = to_dict(compare(turned))
+        assert again["verdict"] == first["verdict"]
+        assert sorted(map(key, again["networks"])) == sorted(map(key, first["networks"]))
+        assert sorted(map(key, again["tests"])) == sorted(map(key, first["tests"]))
+
+
+def test_turning_the_question_round_turns_the_signs():
+    a, b = noisy("uxnet", 0.8, 0), noisy("b", 0.77, 1)
+    one, other = compare([a, b]), compare([a, b], "b")
+    for metric in METRICS:
+        there, back = one.against("b", metric), other.against("uxnet", metric)
+        assert (there.p, there.effect) == pytest.approx((back.p, -back.effect))
+        assert there.difference.mean == pytest.approx(-back.difference.mean)
+        assert there.favours(0.05) == -back.favours(0.05)
+
+
+def test_a_smaller_distance_is_better():
+    a = scores("uxnet", [0.5] * 8, hd95=[1, 2, 3, 4, 5, 6, 7, 8])
+    b = scores("b", [0.5] * 8, hd95=[2, 4, 6, 8, 10, 12, 14, 16])
+    found = compare([a, b])
+    assert (found.standing("uxnet", "hd95_mm").rank, found.standing("b", "hd95_mm").rank) == (1, 2)
+    test = found.against("b", "hd95_mm")
+    assert (test.effect, test.favours(0.05)) == (1.0, 1)
+    assert test.difference.mean == -4.5
+    assert found.standing("uxnet", "hd95_mm").mean_rank == 1
+
+
+def test_equal_networks_share_the_rank_and_have_p_1():
+    found = compare([scores("uxnet", [0.5, 0.7]), scores("b", [0.7, 0.5]), scores("c", [0.5, 0.7]), scores("d", [0.1, 0.1])])
+    assert [found.standing(n).rank for n in "bcd"] == [1, 1, 4]
+    assert found.standing("uxnet").rank == 1
+    test = found.against("c")
+    assert (test.p, test.p_holm, test.effect, test.unequal) == (1.0, 1.0, None, 0)
+    assert [found.standing(n).mean_rank for n in ("uxnet", "b", "c", "d")] == pytest.approx([2, 2, 2, 4])
+    assert "have the same highest mean Dice" in verdict(found)[0]
+
+
+def test_only_cases_that_both_have_are_paired():
+    a = scores("uxnet", [0.9, 0.8, 0.7], names=["p", "q", "r"])
+    b = scores("b", [0.5, 0.6], names=["r", "q"])
+    c = scores("c", [0.1, 0.2, 0.3], names=["p", "q", "r"])
+    found = compare([a, b, c])
+    assert found.n == 2
+    assert found.against("b").n == 2
+    assert found.against("c").n == 3
+    assert found.standing("c").interval.mean == pytest.approx(0.25)
+    assert found.notes[0].startswith("Means and ranks are over the 2 cases that all networks have; more have uxnet (3), c (3)")
+    with pytest.raises(InputError, match="no test case in common"):
+        compare([a, scores("z", [0.1], names=["elsewhere"])])
+
+
+def test_what_does_not_count_is_in_no_pair_and_no_family():
+    classes = ("a", "b")
+    one = scores("uxnet", [(0.9, None), (0.8, None), (0.7, 0.2)], classes=classes)
+    two = scores("x", [(0.5, None), (0.5, 0.0), (0.6, None)], classes=classes)
+    found = compare([one, two])
+    assert (found.against("x", "dice", "a").n, found.against("x", "dice", "b").n) == (3, 0)
+    empty = found.against("x", "dice", "b")
+    assert (empty.p, empty.p_holm, empty.effect, empty.difference.mean) == (None, None, None, None)
+    # One test is left in the family of the classes.
+    assert found.against("x", "dice", "a").p_holm == found.against("x", "dice", "a").p
+    assert found.standing("uxnet", "dice", "b").n == 1
+    assert found.standing("uxnet").interval.mean == pytest.approx((0.9 + 0.8 + 0.45) / 3)
+    assert "| - |" in to_markdown(found)
+
+
+def test_holm_goes_over_networks_and_for_classes_over_both():
+    classes = ("a", "b")
+    rng = np.random.default_rng(4)
+    networks = [
+        scores(n, rng.uniform(0.4 + s, 0.9 + s, (12, 2)).round(6).tolist(), classes=classes)
+        for n, s in (("uxnet", 0.08), ("x", 0), ("y", 0.03))
+    ]
+    found = compare(networks)
+    mean = [t for t in found.tests if (t.metric, t.class_name) == ("dice", "mean")]
+    single = [t for t in found.tests if t.metric == "dice" and t.class_name != "mean"]
+    assert [t.p_holm for t in mean] == pytest.approx(holm([t.p for t in mean]))
+    assert len(single) == 4
+    assert [t.p_holm for t in single] == pytest.approx(holm([t.p for t in single]))
+
+
+def test_by_person_each_counts_once():
+    persons = {f"case_{n:02d}": f"person {n // 2}" for n in range(12)}
+    dices = np.random.default_rng(5).uniform(0.5, 0.9, 12).round(6)
+    a = scores("uxnet", dices.tolist(), persons=persons)
+    b = scores("b", (dices - 0.1).tolist(), persons=persons)
+    by_case, by_person = compare([a, b]), compare([a, b], by="person")
+    assert (by_case.against("b").n, by_person.against("b").n) == (12, 6)
+    assert by_person.against("b").p == pytest.approx(2 / 2**6)
+    assert by_person.standing("uxnet").interval.mean == pytest.approx(dices.mean())
+    assert any("12 cases are of 6 persons" in note for note in by_case.notes)
+    assert not any("persons" in note for note in by_person.notes)
+    with pytest.raises(InputError, match="no record says whose case"):
+        compare([scores("uxnet", [0.1]), scores("b", [0.1])], by="person")
+
+
+# ---- words
+
+
+def said(*networks, **more):
+    return " ".join(verdict(compare(networks, **more)))
+
+
+def test_the_verdict_names_the_winner_whoever_it_is():
+    good, bad, same = noisy("uxnet", 0.8, 0), noisy("bad", 0.6, 1), noisy("same", 0.8, 2)
+    assert "uxnet has the highest mean Dice" in said(good, bad)
+    assert "uxnet wins against every other network" in said(good, bad)
+    lost = said(noisy("uxnet", 0.6, 3), noisy("winner", 0.8, 4), bad)
+    assert "winner has the highest mean Dice" in lost
+    assert "uxnet has 0." in lost
+    assert "significantly worse than winner" in lost
+    assert "winner wins against uxnet: the difference is significant (p < 0.0001)" in lost
+    undecided = said(good, same, bad)
+    assert "not to be told from same" in undecided
+    assert "wins against every" not in undecided
+    if "uxnet has the highest" in undecided:
+        assert "uxnet cannot be said to win against same, though its mean is the highest" in undecided
+    else:
+        assert "is not significant" in undecided
+
+
+def test_who_is_best_in_distance_is_said_beside():
+    dices = np.linspace(0.6, 0.9, 12).round(6)
+    near, far = np.linspace(2, 4, 12).tolist(), np.linspace(3, 6, 12).tolist()
+    words = said(scores("uxnet", dices.tolist(), hd95=far), scores("b", (dices - 0.1).tolist(), hd95=near))
+    assert "In Dice, uxnet wins against every other network." in words
+    assert "The lowest mean HD95, 3.00 mm, is that of b, significantly better than uxnet." in words
+    assert "The highest mean NSD, 0.7500, is that of uxnet." in words
+
+
+def test_a_mean_that_a_few_cases_decide_is_no_win():
+    """In 19 of 20 cases uxnet is a little better, in one the other by far."""
+    base = np.linspace(0.5, 0.9, 20).round(6)
+    other = base - np.linspace(0.001, 0.002, 20).round(6)
+    base[3] = 0.0
+    words = said(scores("uxnet", base.tolist()), scores("b", other.tolist()))
+    assert "b has the higher mean Dice, but in most cases uxnet is significantly the better" in words
+    assert "wins" not in words
+
+
+def test_one_network_alone_has_means_and_no_tests():
+    found = compare([scores("b", [0.5, 0.7])])
+    assert found.reference == "b"
+    assert found.tests == ()
+    assert "no other network" in verdict(found)[0]
+    assert "against each other" not in to_markdown(found)
+
+
+@pytest.mark.parametrize(
+    ("others", "against", "words"),
+    [
+        ([scores("b", [0.5], classes=("x",))], None, "other classes"),
+        ([Scores("b", ("a",), {"case_00": {"a": dict.fromkeys(METRICS, 0.5)}}, 2.0, "skip")], None, "tolerance of 2 mm"),
+        ([scores("b", [0.5])], "c", "no network 'c'"),
+        ([scores("uxnet", [0.5])], None, "same name"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(others, against, words):
+    with pytest.raises(InputError, match=words):
+        compare([scores("uxnet", [0.5]), *others], against)
+
+
+def test_tables_and_csv(tmp_path):
+    networks = [
+        scores("uxnet", [(0.9, 0.7), (0.8, 0.6)], classes=("left", "right|side")),
+        scores("b", [(0.5, 0.5)] * 2, classes=("left", "right|side")),
+    ]
+    found = compare(networks)
+    text = to_markdown(found)
+    assert "| uxnet | 1 (1.00) | 0.7500 (" in text
+    assert "right\\|side" in text
+    assert text.index("| uxnet |") < text.index("| b | 2")
+    assert markdown_table(["x", "y"], [["1", "2"]]) == "| x | y |\n| --- | ---: |\n| 1 | 2 |\n"
+    write_csv(tmp_path / "all.csv", found)
+    rows = list(csv.DictReader((tmp_path / "all.csv").open()))
+    assert len(rows) == 2 * 3 * 3
+    (row,) = [r for r in rows if (r["metric"], r["class"], r["network"]) == ("dice", "left", "b")]
+    assert float(row["mean"]) == 0.5
+    assert float(row["median_difference"]) == pytest.approx(0.35)
+    assert all(r["p"] == "" for r in rows if r["network"] == "uxnet")
+    assert json.loads(json.dumps(to_dict(found)))["tests"][0]["other"] == "b"
+
+
+# ---- files
+
+
+def record(name, fold, cases, **more):
+    common = {"recipe_sha256": "r", "split_sha256": "s", "dataset_sha256": "d", "budget": {"steps": [5]}, "network": name, "settings": {}}
+    rows = [{"case": c, "person": c[:2], "classes": {"a": dict.fromkeys(METRICS, v)}} for c, v in cases.items()]
+    evaluation = {"tolerance_mm": 1.0, "empty": "skip"}
+    return {
+        "schema": "uxnet crossval record",
+        "version": 1,
+        "name": name,
+        "fold": fold,
+        **common,
+        "evaluation": evaluation,
+        "cases": rows,
+    } | more
+
+
+def write(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_records_of_all_folds_are_put_together(tmp_path):
+    for n, fold in enumerate(({"p1": 0.5, "p2": 0.6}, {"q1": 0.7})):
+        write(tmp_path / "cv/records" / f"uxnet-fold{n}.json", record("uxnet", n, fold))
+        write(tmp_path / "cv/records" / f"b-fold{n}.json", record("b", n, {c: v - 0.1 for c, v in fold.items()}))
+    (tmp_path / "cv/records/.b-fold1.x.part.json").write_text("{")
+    whole = read_scores([tmp_path / "cv"])
+    assert {s.name: list(s.cases) for s in whole} == {"b": ["p1", "p2", "q1"], "uxnet": ["p1", "p2", "q1"]}
+    assert [r["fold"] for r in whole[0].records] == [0, 1]
+    assert whole[0].persons == {"p1": "p1", "p2": "p2", "q1": "q1"}
+    in_pieces = read_scores(sorted((tmp_path / "cv/records").glob("[ub]*.json"), reverse=True))
+    one, other = compare(whole), compare(in_pieces)
+    assert (one.standing("uxnet"), one.against("b")) == (other.standing("uxnet"), other.against("b"))
+
+
+def test_files_of_evaluate_are_read_too(tmp_path):
+    for name, dice in (("ours", 0.8), ("theirs", 0.7)):
+        cases = [{"case": f"c{n}", "classes": {"a": dict.fromkeys(METRICS, dice + n / 100)}} for n in range(4)]
+        data = {"settings": {"tolerance_mm": 2.0, "empty": "one"}, "classes": {"a": {}}, "cases": cases}
+        write(tmp_path / name / "metrics.json", data)
+    found = read_scores([tmp_path / "ours", f"b={tmp_path / 'theirs' / 'metrics.json'}"])
+    assert [(s.name, s.tolerance_mm, s.empty, len(s.cases)) for s in found] == [("ours", 2.0, "one", 4), ("b", 2.0, "one", 4)]
+    assert compare(found).reference == "ours"
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        (record("uxnet", 1, {"p1": 0.5}), "p1 scored twice"),
+        (record("uxnet", 1, {"q1": 0.5}, budget={"steps": [9]}), "differ in budget"),
+        (record("uxnet", 1, {"q1": 0.5}, settings={"kernel": 9}), "differ in settings"),
+        (record("uxnet", 1, {"q1": 0.5}, version=2), "version 2"),
+        ({"schema": "something"}, "no record"),
+        ({"cases": []}, "neither a record"),
+        (record("uxnet", 1, {}), "no case"),
+    ],
+)
+def test_records_that_do_not_fit_are_refused(tmp_path, second, words):
+    write(tmp_path / "records" / "uxnet-fold0.json", record("uxnet", 0, {"p1": 0.5}))
+    write(tmp_path / "records" / "uxnet-fold1.json", second)
+    with pytest.raises(InputError, match=words):
+        read_scores([tmp_path])
+
+
+def test_no_records_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_scores([tmp_path / "none"])
+    with pytest.raises(InputError, match="no records"):
+        read_scores([tmp_path])
+
+
+def test_other_terms_are_said(tmp_path):
+    write(tmp_path / "a.json", record("uxnet", 0, {"p1": 0.5}))
+    write(tmp_path / "b.json", record("b", 0, {"p1": 0.5}, budget={"steps": [9]}, split_sha256="x"))
+    notes = compare(read_scores([tmp_path / "a.json", tmp_path / "b.json"])).notes
+    assert any("differ in split, budget, too" in note for note in notes)

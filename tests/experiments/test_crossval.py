@@ -1,0 +1,377 @@
+"""Cross-validation: two tiny networks on two folds, killed, resumed, shared out, refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from place_units import seen
+
+from uxnet.dataset.folds import read_split
+from uxnet.dataset.manifest import read_dataset
+from uxnet.errors import Cancelled, DatasetError, InputError, RecipeError, UxnetError
+from uxnet.events import Note, Progress
+from uxnet.experiments.crossval import Budget, Entry, cross_validate, entries_of
+from uxnet.experiments.crossval_plan import _with_budget
+from uxnet.experiments.crossval_unit import _alone, begin, curve, rounded, seconds_a_step
+from uxnet.jobs import work
+from uxnet.recipe import recipe_from_dict, recipe_to_dict, recipe_to_toml, with_overrides
+
+STEPS = 16
+VARIANTS = ("uxnet=uxnet:widths=[4, 8]:depths=[1,1]:hidden=8:kernel=3:layer_scale=0.5", "plain-unet=unet:widths=[4,8,16]")
+ENTRIES = entries_of([], VARIANTS)
+TITLES = [f"{e.name}-fold{k}" for k in (0, 1) for e in ENTRIES]
+TIMES = ("seconds_training", "seconds_a_step", "peak_memory_mb", "evaluation", "machine")
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_recipe):
+    """The tiny recipe with 16 steps; a step does not depend on when it is done."""
+    return with_overrides(tiny_recipe, ["training.validate_every=8"])
+
+
+def crossval(dataset, recipe, out, **more):
+    given = {"entries": ENTRIES, "budget": Budget(steps=STEPS), "folds": (0, 1), "jobs": 2, "device": "cpu"} | more
+    return cross_validate(dataset, recipe, out, given.pop("entries"), **given)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_dataset, recipe, tmp_path_factory):
+    """A cross-validation that nothing happened to, and what it said."""
+    out, heard = tmp_path_factory.mktemp("whole") / "cv", []
+    outcomes = crossval(tiny_dataset, recipe, out, report=heard.append, keep_labels=True)
+    assert [(o.name, o.fold, o.status, o.error) for o in outcomes] == [(e.name, k, "done", "") for k in (0, 1) for e in ENTRIES]
+    return out, heard
+
+
+def records(out):
+    return {path.stem: json.loads(path.read_text()) for path in sorted((out / "records").iterdir())}
+
+
+def lasting(record):
+    """What must not depend on when and how fast it was made."""
+    kept = {key: value for key, value in record.items() if key not in TIMES}
+    return kept | {"curve": [{key: v for key, v in point.items() if key != "seconds"} for point in record["curve"]]}
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A finished cross-validation to be damaged."""
+    return Path(shutil.copytree(whole[0], tmp_path / "cv"))
+
+
+# ---- what it leaves
+
+
+def test_a_record_says_everything(whole, tiny_dataset):
+    out, heard = whole
+    split = read_split(out / "split.json", read_dataset(tiny_dataset))
+    assert split.protocol == "5x80-10-10"
+    found = records(out)
+    assert set(found) == set(TITLES)
+    for title, record in found.items():
+        assert [case["case"] for case in record["cases"]] == list(split.folds[record["fold"]].test)
+        assert title == f"{record['name']}-fold{record['fold']}"
+        assert (record["steps"], record["budget"], record["recipe"], record["threads"]) == (STEPS, {"steps": [STEPS]}, "tiny", 1)
+        assert [point["step"] for point in record["curve"]] == [8, 16]
+        assert record["seconds_training"] >= record["curve"][-1]["seconds"] > record["curve"][0]["seconds"] > 0
+        assert record["peak_memory_mb"] is None or record["peak_memory_mb"] > 50
+        assert set(record["cases"][0]["classes"]) == {"bright", "dark"}
+        assert {"dice", "hd95_mm", "nsd", "predicted_ml", "reference_ml", "outcome"} == set(record["cases"][0]["classes"]["dark"])
+        text = json.dumps(record)
+        assert str(out) not in text
+        assert str(tiny_dataset) not in text
+        assert rounded(record) == record
+        assert len(text) < 10_000
+        assert (out / "runs" / title / "test" / f"{record['cases'][0]['case']}.nii.gz").exists()
+    for key in ("recipe_sha256", "split_sha256", "dataset_sha256", "patch"):
+        assert len({json.dumps(record[key]) for record in found.values()}) == 1
+    assert len({record["key"] for record in found.values()}) == 4
+    assert {found[t]["parameters"] for t in TITLES[::2]} == {found["uxnet-fold0"]["parameters"]}
+    assert {e.task.split()[0] for e in heard if isinstance(e, Progress) and e.task.endswith(" training")} == set(TITLES)
+
+
+def test_the_summary_says_what_was_equal_and_who_is_best(whole):
+    out, _ = whole
+    text = (out / "README.md").read_text()
+    assert "The same for all networks" in text
+    assert f"The budget of each is {STEPS} steps" in text
+    assert "has the highest mean Dice" in text
+    assert str(out) not in text
+    summary = json.loads((out / "summary.json").read_text())
+    assert {n["name"] for n in summary["networks"]} == {"uxnet", "plain-unet"}
+    assert summary["comparison"]["against"] == "uxnet"
+    assert summary["budget"] == {"steps": [STEPS]}
+
+
+def test_the_model_is_what_train_alone_gives(whole, tiny_dataset, recipe, tmp_path):
+    """A unit is a run like any other: it could have been trained by `uxnet train`."""
+    from uxnet.model import read_model, read_weights
+    from uxnet.recipe import load_recipe
+    from uxnet.training.run import train
+
+    out, _ = whole
+    alone = train(
+        tiny_dataset, load_recipe(out / "runs/uxnet-fold1/recipe.toml"), tmp_path / "run", fold=1, split=out / "split.json", device="cpu"
+    )
+    ours, theirs = (read_weights(read_model(path)) for path in (alone, out / "runs/uxnet-fold1/model.uxnet"))
+    assert all((ours[key] == theirs[key]).all() for key in ours)
+
+
+# ---- in pieces
+
+
+def test_what_was_killed_goes_on_and_gives_the_same_records(copied, tiny_dataset, recipe, tmp_path):
+    """Of two networks and two folds, one is done. The program is killed with the other in hand, then one of its processes only."""
+    out, file, expected = copied, tmp_path / "recipe.toml", records(copied)
+    for title in TITLES[2:]:
+        shutil.rmtree(out / "runs" / title)
+        (out / "records" / f"{title}.json").unlink()
+    file.write_text(recipe_to_toml(recipe))
+    variants = [word for variant in VARIANTS for word in ("--variant", variant)]
+    flags = ["--steps", str(STEPS), "--folds", "0,1", "--jobs", "2", "--device", "cpu"]
+    command = [sys.executable, "-m", "uxnet", "crossval", str(tiny_dataset), "--recipe", str(file), "-o", str(out), *variants, *flags]
+
+    def begun():
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def wait_for(process, pattern, known=()):
+        until = time.monotonic() + 240
+        while not (found := [p for p in out.glob(pattern) if p not in known]):
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        return found
+
+    finished = set(out.glob("runs/*-fold0/checkpoints/*"))
+    first = begun()
+    wait_for(first, "runs/*/checkpoints/last.safetensors", known=finished)
+    children = psutil.Process(first.pid).children(recursive=True)
+    first.kill()
+    first.wait()
+    psutil.wait_procs(children, timeout=60)
+    assert not any(child.is_running() for child in children)
+    assert len(records(out)) < 4
+
+    second = begun()
+    wait_for(second, "runs/*-fold1/checkpoints/last.safetensors", known=set(out.glob("runs/*/checkpoints/last.safetensors")))
+    workers = [c for c in psutil.Process(second.pid).children() if "spawn_main" in " ".join(c.cmdline())]
+    workers[0].send_signal(signal.SIGKILL)
+    said, _ = second.communicate(timeout=240)
+    assert second.returncode == 0, said
+    assert "4 of 4 units done" in said
+    found = records(out)
+    assert {t: lasting(found[t]) for t in TITLES} == {t: lasting(expected[t]) for t in TITLES}
+    assert not list(out.glob("runs/*-fold1/test"))
+
+
+def test_what_is_done_is_not_done_again(copied, tiny_dataset, recipe):
+    before = {path: path.read_bytes() for path in (copied / "records").iterdir()}
+    shutil.rmtree(copied / "runs")
+    shutil.rmtree(copied / "cache")
+    (copied / "README.md").unlink()
+    heard = []
+    outcomes = crossval(tiny_dataset, recipe, copied, report=heard.append)
+    assert {o.status for o in outcomes} == {"already"}
+    assert {path: path.read_bytes() for path in (copied / "records").iterdir()} == before
+    assert any(isinstance(e, Note) and "4 of 4 units were done already" in e.message for e in heard)
+    assert (copied / "README.md").exists()
+    assert not (copied / "cache").exists()
+
+
+def test_shards_are_disjoint_and_together_everything(copied, tiny_dataset, recipe):
+    parts = [[(o.name, o.fold) for o in crossval(tiny_dataset, recipe, copied, part=f"{n}/3")] for n in (1, 2, 3)]
+    assert sorted(unit for part in parts for unit in part) == sorted((e.name, k) for e in ENTRIES for k in (0, 1))
+    # Whatever is done already, a part is the same.
+    (copied / "records" / f"{TITLES[0]}.json").unlink()
+    assert [(o.name, o.fold) for o in crossval(tiny_dataset, recipe, copied, part="2/3")] == parts[1]
+    assert not (copied / "records" / f"{TITLES[0]}.json").exists()
+
+
+def test_a_failing_unit_is_named_and_the_rest_is_done(copied, tiny_dataset, recipe):
+    """One unit's folder holds another run; the other's record is missing, and its finished run gives it again."""
+    before = records(copied)
+    bad, good = copied / "records" / "uxnet-fold0.json", copied / "records" / "plain-unet-fold1.json"
+    bad.unlink()
+    good.unlink()
+    (copied / "runs/uxnet-fold0/recipe.toml").write_text(recipe_to_toml(recipe))
+    outcomes = {(o.name, o.fold): o for o in crossval(tiny_dataset, recipe, copied, jobs=1)}
+    assert {key: o.status for key, o in outcomes.items()} == {
+        ("uxnet", 0): "failed",
+        ("plain-unet", 0): "already",
+        ("uxnet", 1): "already",
+        ("plain-unet", 1): "done",
+    }
+    assert outcomes["uxnet", 0].error.startswith("runs/uxnet-fold0: the run there has another recipe")
+    assert not bad.exists()
+    found = records(copied)
+    assert lasting(found["plain-unet-fold1"]) == lasting(before["plain-unet-fold1"])
+    assert found["plain-unet-fold1"]["peak_memory_mb"] == before["plain-unet-fold1"]["peak_memory_mb"]
+    assert "missing: uxnet on fold 0" in (copied / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"budget": Budget(steps=STEPS + 1)}, "its budget is another"),
+        ({"budget": Budget(core_seconds=100)}, "its budget is another"),
+        ({"tolerance_mm": 2.0}, "made in another way"),
+        (
+            {"entries": (Entry("uxnet", "uxnet", {**ENTRIES[0].settings, "hidden": 16}),)},
+            "another network of the same",
+        ),
+        ({"recipe": "training.seed=1"}, "another recipe"),
+    ],
+)
+def test_records_of_another_cross_validation_are_refused(copied, tiny_dataset, recipe, change, words):
+    other = with_overrides(recipe, [change.pop("recipe")]) if "recipe" in change else recipe
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=words):
+        crossval(tiny_dataset, other, copied, **change)
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+def test_other_folds_and_renamed_records_are_refused(copied, tiny_dataset, recipe, tmp_path):
+    split = json.loads((copied / "split.json").read_text())
+    split["folds"] = split["folds"][::-1]
+    (tmp_path / "other.json").write_text(json.dumps(split))
+    with pytest.raises(InputError, match="other folds"):
+        crossval(tiny_dataset, recipe, copied, split=tmp_path / "other.json")
+    (copied / "split.json").write_text(json.dumps(split))
+    with pytest.raises(InputError, match="its split is another"):
+        crossval(tiny_dataset, recipe, copied)
+    for fold in split["folds"]:
+        fold["test"] = []
+    (tmp_path / "none.json").write_text(json.dumps(split))
+    with pytest.raises(DatasetError, match="no test cases"):
+        crossval(tiny_dataset, recipe, tmp_path / "new", split=tmp_path / "none.json")
+
+
+def test_a_renamed_record_is_refused(copied, tiny_dataset, recipe):
+    (copied / "records/uxnet-fold0.json").rename(copied / "records/x-fold0.json")
+    with pytest.raises(InputError, match="give it its name back"):
+        crossval(tiny_dataset, recipe, copied)
+
+
+def test_a_unit_is_in_one_hand_at_a_time(tmp_path):
+    with _alone(tmp_path / "run"), pytest.raises(UxnetError, match="another process"), _alone(tmp_path / "run"):
+        pass
+    with _alone(tmp_path / "run"):
+        pass
+
+
+def test_whoever_cancels_stops_all(copied, tiny_dataset, recipe):
+    for path in (copied / "records").iterdir():
+        path.unlink()
+    shutil.rmtree(copied / "runs")
+
+    def cancel(event):
+        if isinstance(event, Progress) and event.task.endswith(" training"):
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        crossval(tiny_dataset, recipe, copied, report=cancel)
+    assert not psutil.Process().children() or not any("spawn_main" in " ".join(c.cmdline()) for c in psutil.Process().children())
+    assert records(copied) == {}
+
+
+def test_on_a_cluster(copied, tiny_dataset, recipe):
+    pytest.importorskip("ray", reason="Ray is not installed; pip install 'uxnet[ray]'")
+    before = records(copied)
+    (copied / "records/uxnet-fold1.json").unlink()
+    outcomes = crossval(tiny_dataset, recipe, copied, cluster="local", jobs=1)
+    assert [o.status for o in outcomes] == ["already", "already", "done", "already"], outcomes
+    assert lasting(records(copied)["uxnet-fold1"]) == lasting(before["uxnet-fold1"])
+
+
+# ---- budgets, entries, places
+
+
+def test_core_seconds_of_the_recipes_own_network(tiny_dataset, recipe, tmp_path):
+    (outcome,) = crossval(tiny_dataset, recipe, tmp_path / "cv", entries=(), budget=Budget(core_seconds=6), folds=[4], jobs=1)
+    assert (outcome.name, outcome.fold, outcome.status) == ("uxnet", 4, "done"), outcome
+    record = records(tmp_path / "cv")["uxnet-fold4"]
+    assert record["budget"] == {"core_seconds": 6.0, "threads": 1, "validations": "included"}
+    assert record["settings"] == recipe.stages[0].network.settings
+    assert record["steps"] == json.loads((tmp_path / "cv/runs/uxnet-fold4/budget.json").read_text())["steps"] >= 1
+    text = (tmp_path / "cv/README.md").read_text()
+    assert "6 core-seconds of training (1 thread, validations included)" in text
+    assert "no other network" in text
+
+
+def test_a_budget_is_put_into_every_stage(recipe):
+    changed, said = _with_budget(recipe, Budget(core_seconds=7200), 2)
+    assert changed.stages[0].training.hours == 1.0
+    assert said == {"core_seconds": 7200.0, "threads": 2, "validations": "included"}
+    changed, said = _with_budget(recipe, Budget(steps=7), 2)
+    assert (changed.stages[0].training.steps, changed.stages[0].training.hours, said) == (7, 0, {"steps": [7]})
+    assert _with_budget(recipe, Budget(), 1)[1] == {"steps": [8]}
+    for wrong in (Budget(1, 1), Budget(steps=0), Budget(core_seconds=0), Budget(steps=-1)):
+        with pytest.raises(RecipeError, match="budget"):
+            _with_budget(recipe, wrong, 1)
+    with pytest.raises(RecipeError, match="hours"):
+        _with_budget(with_overrides(recipe, ["training.hours=1"]), Budget(), 1)
+
+
+def test_entries_from_words():
+    plain, other = entries_of(["unet"], ["uxnet-k9=uxnet:kernel=[9, 9, 7]:block=paper:size=paper:layer_scale=0.5"], "narrow")
+    assert plain == Entry("unet", "unet", {"size": "narrow"})
+    assert other == Entry("uxnet-k9", "uxnet", {"size": "paper", "kernel": [9, 9, 7], "block": "paper", "layer_scale": 0.5})
+    for wrong in (["x"], ["x="], ["x=uxnet:kernel"], ["a/b=uxnet"], ["=uxnet"], ["unet=uxnet"]):
+        with pytest.raises(RecipeError):
+            entries_of(["unet"], wrong)
+
+
+@pytest.mark.parametrize("entry", [Entry("a", "nonet"), Entry("a", "uxnet", {"kernels": 3}), Entry("a", "uxnet", {"block": "own"})])
+def test_a_network_that_cannot_be_built_is_refused_before_anything_begins(tiny_dataset, recipe, tmp_path, entry):
+    with pytest.raises(RecipeError, match=r"^a: "):
+        crossval(tiny_dataset, recipe, tmp_path / "cv", entries=(*ENTRIES, entry))
+    assert not (tmp_path / "cv" / "runs").exists()
+
+
+def test_every_row_of_table_3_can_be_named(tiny_dataset, recipe):
+    """Both readings of the block, and the ablations, at the tiny size."""
+    from uxnet.experiments.crossval_plan import _cost
+    from uxnet.networks.survey import TABLE_3
+
+    stage = recipe_to_dict(recipe)["stages"][0]
+    for network, title, settings, _ in TABLE_3:
+        if network == "uxnet":
+            pairs = [f"{key}={value}" for key, value in settings.items()]
+            (entry,) = entries_of(
+                [], [":".join([f"{title.replace(' ', '-')}=uxnet".replace("standard-conv.", "standard"), *pairs])], "narrow"
+            )
+            one = recipe_from_dict({"name": "x", "stages": [stage | {"network": {"name": network, "settings": dict(entry.settings)}}]})
+            assert _cost(one, read_dataset(tiny_dataset), entry)["parameters"] > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system holds no process to cores")
+def test_a_unit_keeps_to_its_cores_and_threads():
+    core = sorted(os.sched_getaffinity(0))[-1]
+    (finished,) = work(seen, [0], 1, start=partial(begin, 1, (core,), "cpu"))
+    assert finished.result == (1, "cpu", [core], "1", False)
+
+
+def test_steps_are_timed_without_validations():
+    def step(n, seconds):
+        return {"kind": "step", "step": n, "seconds": seconds}
+
+    # 0.5 s a step, and a validation of 100 s between.
+    run = [step(n, 0.5 * n) for n in range(1, 31)] + [{"kind": "validation", "step": 30, "dice": 0.5, "classes": {}}]
+    run += [step(n, 100 + 0.5 * n) for n in range(31, 61)]
+    assert seconds_a_step(run) == pytest.approx(0.5)
+    assert seconds_a_step(run[:3]) == pytest.approx(0.5)
+    assert seconds_a_step(run[:1]) is None
+    assert seconds_a_step([]) is None
+    assert curve(run) == [{"step": 30, "seconds": 15.0, "dice": 0.5, "classes": {}}]
+
+
+def test_rounding():
+    assert rounded({"a": [0.12345678, 1, None, "x", (2 / 3,)]}) == {"a": [0.123457, 1, None, "x", [0.666667]]}
