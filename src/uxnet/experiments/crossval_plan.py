@@ -129,7 +129,7 @@ def make_units(
             decides = [recipe_to_toml(changed), manifest.labels.to_dict(), facts["split_sha256"], fold, facts["dataset_sha256"], said]
             key = _sha256(json.dumps([*decides, tolerance_mm]))
             title = {"name": entry.name, "fold": fold, "key": key}
-            units.append(Unit(entry.name, fold, changed, manifest, out, None, tolerance_mm, False, title | facts))
+            units.append(Unit(entry.name, fold, changed, inspection, out, None, tolerance_mm, False, title | facts))
     return units
 
 

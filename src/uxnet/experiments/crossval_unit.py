@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import uxnet
+from uxnet.dataset.check import Inspection
 from uxnet.dataset.folds import read_split
 from uxnet.dataset.manifest import Case, Manifest
 from uxnet.errors import UxnetError
@@ -42,6 +43,7 @@ class Unit:
 
     name: the network's entry; network, settings: what it is.
     recipe: with that network and the budget put in.
+    inspection: of the dataset, checked once for all units.
     out: the cross-validation's folder; cache: of the prepared cases, None for one of its own.
     facts: what the record begins with: all that is known beforehand, the key among it.
     """
@@ -49,12 +51,17 @@ class Unit:
     name: str
     fold: int
     recipe: Recipe
-    manifest: Manifest
+    inspection: Inspection
     out: Path
     cache: Path | None
     tolerance_mm: float
     keep_labels: bool
     facts: Mapping[str, Any]
+
+    @property
+    def manifest(self) -> Manifest:
+        """The dataset."""
+        return self.inspection.manifest
 
     @property
     def title(self) -> str:
@@ -130,7 +137,16 @@ def _done(place: Place, unit: Unit, report: Report) -> Path:
     reset_peak()
     split = unit.out / "split.json"
     model = train(
-        unit.manifest, unit.recipe, unit.run, fold=unit.fold, split=split, resume=True, device=place.device, cache=unit.cache, report=heard
+        unit.manifest,
+        unit.recipe,
+        unit.run,
+        fold=unit.fold,
+        split=split,
+        resume=True,
+        device=place.device,
+        cache=unit.cache,
+        inspection=unit.inspection,
+        report=heard,
     )
     memory = _peaks(unit.run / "memory.json", place.device)
     test = [unit.manifest.case(name) for name in read_split(split, unit.manifest).folds[unit.fold].test]

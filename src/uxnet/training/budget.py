@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import shutil
 import statistics
 import tempfile
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from uxnet.dataset.cache import CachedCase
@@ -20,7 +22,6 @@ from uxnet.errors import Preempted
 from uxnet.events import Note, Report, silent
 from uxnet.io import read_json, write_json
 from uxnet.recipe import Stage
-from uxnet.records import read_records
 from uxnet.training.engine import TrainingEngine
 from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.validate import Validation
@@ -91,7 +92,8 @@ def _seconds_a_step(
     training = replace(stage.training, steps=_STEPS, hours=0.0, validate_every=_STEPS, checkpoint_every=_STEPS)
     files.folder.mkdir(parents=True, exist_ok=True)
     scratch = RunFiles(Path(engine.first(lambda: tempfile.mkdtemp(prefix=".budget.", dir=files.folder))))
-    began = time.monotonic()
+    began, now = time.monotonic(), clock(engine)
+    ends = [now()]
     try:
         with contextlib.suppress(Preempted):
             fit(
@@ -101,12 +103,16 @@ def _seconds_a_step(
                 stage=replace(stage, training=training),
                 engine=engine,
                 files=scratch,
-                hooks=Hooks(silent, stopping=lambda: time.monotonic() - began > _SECONDS),
+                hooks=Hooks(silent, lambda: time.monotonic() - began > _SECONDS, lambda _: ends.append(now())),
                 **{**more, "identity": "budget"},
             )
-        ends = engine.first(lambda: [r["seconds"] for r in read_records(scratch.metrics) if r["kind"] == "step"])
     finally:
         if engine.rank == 0:
             shutil.rmtree(scratch.folder, ignore_errors=True)
-    times = [b - a for a, b in zip([0.0, *ends], ends, strict=False)]
-    return max(1e-3, float(statistics.median(times[_WARMING:] or times)))
+    times = [b - a for a, b in itertools.pairwise(ends)][:_STEPS]  # what follows is the validation
+    return engine.first(lambda: max(1e-3, float(statistics.median(times[_WARMING:] or times))))
+
+
+def clock(engine: TrainingEngine) -> Callable[[], float]:
+    """Seconds that count: on the wall; of one thread on a CPU the processor's, which other processes do not make longer."""
+    return time.process_time if engine.device.type == "cpu" and torch.get_num_threads() == 1 else time.monotonic

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from uxnet.labels import Label, Labels
 from uxnet.recipe import Recipe, Stage, load_recipe, recipe_to_toml
 from uxnet.training.begin import begin_from
 from uxnet.training.board import require_tensorboard
-from uxnet.training.budget import within_budget
+from uxnet.training.budget import clock, within_budget
 from uxnet.training.checkpoint import Progressed, load_weights_file, weights_header
 from uxnet.training.engine import Strategy, TrainingEngine
 from uxnet.training.handover import Trained, hand_over
@@ -52,6 +51,7 @@ def train(
     strategy: Strategy = "auto",
     cache: str | Path | None = None,
     workers: int = 1,
+    inspection: Inspection | None = None,
     tensorboard: bool = False,
     stopping: Callable[[], bool] = lambda: False,
     report: Report = silent,
@@ -77,6 +77,7 @@ def train(
         cache: folder of the prepared cases, by default `cache` in the run's folder; runs of one dataset and recipe may share it.
         workers: processes to check and prepare cases in. With more than one, a script that calls this needs Python's usual
             `if __name__ == "__main__":`, since the others start by importing it.
+        inspection: what `check_dataset` found of this dataset, if it was checked already.
         tensorboard: also write `tensorboard/` for TensorBoard.
         stopping: asked after every step; when it says so, the run is saved and left by `Preempted`.
 
@@ -104,7 +105,8 @@ def train(
     manifest = dataset if isinstance(dataset, Manifest) else read_dataset(dataset, group_by=group_by)
     if len(recipe.stages) > 1 and manifest.labels.regions:
         raise RecipeError(f"stages: {recipe.name} asks for one structure at a time, so the labels of {manifest.name} may not be regions")
-    inspection = one.first(lambda: check_dataset(manifest, workers=workers, report=report))
+    known = inspection
+    inspection = one.first(lambda: known or check_dataset(manifest, workers=workers, report=report))
     refuse_errors(inspection)
     for doubt in (warning for warning in inspection.warnings if not warning.case):  # of the whole: names that volumes contradict
         report(Warn(f"{manifest.root}: {doubt.message}"))
@@ -192,9 +194,10 @@ def _train_stage(run: _Run, network: nn.Module, engine: TrainingEngine, before: 
         return Validation({case.name: scores[case.name] for case in held_out})
 
     def validation_seconds() -> float:
-        some, began = held_out[engine.rank : engine.rank + 2], time.monotonic()
+        some, now = held_out[engine.rank : engine.rank + 2], clock(engine)
+        began = now()
         validate(some, engines, run.recipe.stages[: number + 1], labels)
-        return (time.monotonic() - began) / max(1, len(some)) * -(-len(held_out) // engine.world)
+        return (now() - began) / max(1, len(some)) * -(-len(held_out) // engine.world)
 
     common: dict[str, Any] = {
         "labels": labels,
