@@ -9,6 +9,9 @@ DATA ?= ../shared/data
 # A CT for the benchmark of inference.
 CT := $(firstword $(wildcard $(DATA)/abdomen_ct_unlabelled/images/*.nii.gz))
 
+# A dataset for the benchmarks of training.
+HIPPOCAMPUS := $(wildcard $(DATA)/hippocampus)
+
 .PHONY: demo test lint bench clean
 
 demo: $(STAMP)
@@ -27,6 +30,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/networks.py
 	$(if $(CT),$(BIN)/python benchmarks/inference.py $(CT))
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/plan_memory.py
+	$(if $(HIPPOCAMPUS),$(BIN)/python benchmarks/data_path.py $(HIPPOCAMPUS) --cases 64 --rounds 9)
+	$(if $(HIPPOCAMPUS),$(BIN)/python benchmarks/training.py $(HIPPOCAMPUS))
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
