@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import nn
 
 from uxnet.devices import cpu_computes_bfloat16
-from uxnet.networks import blocks
+from uxnet.networks import blocks, kernels_cpu
 from uxnet.networks.uxnet import UXNet
 from uxnet.recipe import load_recipe
 
@@ -34,16 +34,22 @@ def step(network: nn.Module, image: torch.Tensor, bf16: bool) -> None:
     loss.backward()
 
 
-def ways() -> dict[str, tuple[torch.memory_format, bool, bool]]:
-    """Name -> (memory format, torch's own instance norm, bf16)."""
+def torchs_kernels(*_: object) -> bool:
+    """In place of `kernels_cpu.pays`: never."""
+    return False
+
+
+def ways() -> dict[str, tuple[torch.memory_format, bool, bool, bool]]:
+    """Name -> (memory format, our gradients, torch's own instance norm, bf16)."""
     found = {
-        "channels last, group norm (ours)": (torch.channels_last_3d, False, False),
-        "contiguous, group norm": (torch.contiguous_format, False, False),
-        "channels last, instance norm": (torch.channels_last_3d, True, False),
-        "contiguous, instance norm (as released)": (torch.contiguous_format, True, False),
+        "channels last, our gradients (ours)": (torch.channels_last_3d, True, False, False),
+        "channels last, torch's kernels": (torch.channels_last_3d, False, False, False),
+        "contiguous, group norm": (torch.contiguous_format, False, False, False),
+        "channels last, instance norm": (torch.channels_last_3d, False, True, False),
+        "contiguous, instance norm (as released)": (torch.contiguous_format, False, True, False),
     }
     if cpu_computes_bfloat16():
-        found["channels last, group norm, bf16"] = (torch.channels_last_3d, False, True)
+        found["channels last, group norm, bf16"] = (torch.channels_last_3d, False, False, True)
     return found
 
 
@@ -56,17 +62,18 @@ def main() -> None:
     stage = load_recipe("hippocampus").stages[0]
     torch.manual_seed(0)
     image = torch.randn(stage.training.batch, 1, *stage.sampling.patch)
-    ours, torchs = blocks.instance_norm, nn.functional.instance_norm
+    pays, ours, torchs = kernels_cpu.pays, blocks.instance_norm, nn.functional.instance_norm
     seconds: dict[str, list[float]] = {name: [] for name in ways()}
     for turn in range(arguments.rounds + 1):
-        for name, (memory, instance, bf16) in ways().items():
+        for name, (memory, gradients, instance, bf16) in ways().items():
             network = UXNet(1, 3, **stage.network.settings).to(memory_format=memory)
             blocks.instance_norm = torchs if instance else ours
+            kernels_cpu.pays = pays if gradients else torchs_kernels
             started = time.perf_counter()
             step(network, image.to(memory_format=memory), bf16)
             if turn:  # the first round warms up
                 seconds[name].append(time.perf_counter() - started)
-    blocks.instance_norm = ours
+    blocks.instance_norm, kernels_cpu.pays = ours, pays
 
     first = next(iter(seconds))
     rows = [

@@ -1,6 +1,7 @@
 """Shared fixtures. Real data is third-party and lives outside the repository: `pytest tests --data DIR` says where."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ def pytest_addoption(parser):
 def _cache_of_our_own(tmp_path_factory):
     """Compiled engines go where tests may write, here and in the processes that tests start."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_they_were():
+    """A command that sets the number of threads sets it for its process: the next test starts with the common one."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from uxnet.networks import kernels_cpu
+
 Triple = tuple[int, int, int]
 PerAxis = int | Sequence[int]
 """One number for all axes, or one for each of (i, j, k)."""
@@ -167,6 +169,8 @@ class DepthwiseConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, I, J, K) -> the same shape."""
+        if kernels_cpu.pays(x, self.weight):
+            return kernels_cpu.depthwise(x, self.weight, self.bias)
         if not self.unsafe(x):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -183,6 +187,29 @@ class DepthwiseConv3d(nn.Conv3d):
         autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         in_bf16 = x.dtype == torch.bfloat16 or (autocast and x.dtype == torch.float32)
         return in_bf16 and any(side < k for side, k in zip(x.shape[2:], self.kernel_size, strict=True))
+
+
+class DenseConv3d(nn.Conv3d):
+    """A convolution with "same" padding, without groups."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: PerAxis, bias: bool = False) -> None:
+        k = odd_triple(kernel)
+        super().__init__(in_channels, out_channels, k, padding=same_padding(k), bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, I, J, K) -> (N, out_channels, I, J, K)."""
+        return kernels_cpu.dense(x, self.weight, self.bias) if kernels_cpu.pays(x, self.weight) else super().forward(x)
+
+
+class PointwiseConv3d(nn.Conv3d):
+    """A convolution with a kernel of 1, which is a matrix product over the channels of every voxel; without groups."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, I, J, K) -> (N, out_channels, I, J, K)."""
+        return kernels_cpu.pointwise(x, self.weight, self.bias) if kernels_cpu.pays(x, self.weight) else super().forward(x)
 
 
 class DropPath(nn.Module):
@@ -220,19 +247,26 @@ class ResidualConvBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: PerAxis = 3) -> None:
         super().__init__()
-        k = odd_triple(kernel)
-        self.conv1 = nn.Conv3d(in_channels, out_channels, k, padding=same_padding(k), bias=False)
-        self.conv2 = nn.Conv3d(out_channels, out_channels, k, padding=same_padding(k), bias=False)
-        self.shortcut = nn.Conv3d(in_channels, out_channels, 1, bias=False) if in_channels != out_channels else None
+        self.conv1 = DenseConv3d(in_channels, out_channels, kernel)
+        self.conv2 = DenseConv3d(out_channels, out_channels, kernel)
+        self.shortcut = PointwiseConv3d(in_channels, out_channels, bias=False) if in_channels != out_channels else None
         self.activation = nn.LeakyReLU(0.01)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, I, J, K) -> (N, out_channels, I, J, K)."""
-        y = self.activation(instance_norm(self.conv1(x)))
-        y = instance_norm(self.conv2(y))
-        residual = x if self.shortcut is None else instance_norm(self.shortcut(x))
-        out: Tensor = self.activation(y + residual)
+        y = self.conv2(self._normalised(self.conv1(x)))
+        residual = x if self.shortcut is None else self.shortcut(x)
+        slope, projected = self.activation.negative_slope, self.shortcut is not None
+        if kernels_cpu.pays(y):
+            return kernels_cpu.norm_sum_activation(y, residual, slope, norm_residual=projected)
+        out: Tensor = self.activation(instance_norm(y) + (instance_norm(residual) if projected else residual))
         return out
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        if kernels_cpu.pays(x):
+            return kernels_cpu.norm_activation(x, self.activation.negative_slope)
+        y: Tensor = self.activation(instance_norm(x))
+        return y
 
 
 class PaddedNetwork(nn.Module):

@@ -16,8 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from uxnet.networks import kernels_cpu
 from uxnet.networks.blocks import (
+    DenseConv3d,
     PerStage,
+    PointwiseConv3d,
     Triple,
     cropped,
     odd_triple,
@@ -72,13 +75,20 @@ class _Conv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Triple, stride: Triple, bias: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, same_padding(kernel), bias=bias)
+        self.conv = (
+            DenseConv3d(in_channels, out_channels, kernel, bias)
+            if stride == (1, 1, 1)
+            else nn.Conv3d(in_channels, out_channels, kernel, stride, same_padding(kernel), bias=bias)
+        )
         # Instance norm, said as a group norm with one channel a group (see `blocks.instance_norm`).
         self.norm = nn.GroupNorm(out_channels, out_channels, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, I, J, K) -> (N, out_channels, ceil(I / s), ceil(J / s), ceil(K / s))."""
-        return F.leaky_relu(self.norm(self.conv(x)), 0.01)
+        y = self.conv(x)
+        if kernels_cpu.pays(y):
+            return kernels_cpu.affine_norm_activation(y, self.norm.weight, self.norm.bias, 0.01)
+        return F.leaky_relu(self.norm(y), 0.01)
 
 
 class NNUNet(nn.Module):
@@ -140,7 +150,7 @@ class NNUNet(nn.Module):
         # As nnU-Net 1, a decoder level has the kernel of the stage below it, which matters only where the kernels differ.
         self.decoder = nn.ModuleList(level(2 * width, width, k, triple(1)) for width, k in zip(widths[:-1], kernels[1:], strict=True))
         supervised = widths[:-1] if deep_supervision else widths[:1]
-        self.heads = nn.ModuleList(nn.Conv3d(width, out_channels, 1, bias=head_bias) for width in supervised)
+        self.heads = nn.ModuleList(PointwiseConv3d(width, out_channels, head_bias) for width in supervised)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Logits of an image.

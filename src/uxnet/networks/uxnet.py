@@ -35,6 +35,7 @@ from uxnet.networks.blocks import (
     LayerNorm,
     PerAxis,
     PerStage,
+    PointwiseConv3d,
     ResidualConvBlock,
     Triple,
     cropped,
@@ -304,8 +305,8 @@ class UXNet(nn.Module):
             DecoderLevel(c, w, s, k) for c, w, s, k in zip(coming, widths, all_strides, level_kernels, strict=False)
         )
         self.last = ResidualConvBlock(widths[0], widths[0], level_kernels[0])
-        self.head = nn.Conv3d(widths[0], out_channels, 1)
-        self.supervision_heads = nn.ModuleList(nn.Conv3d(w, out_channels, 1) for w in widths[1:]) if deep_supervision else None
+        self.head = PointwiseConv3d(widths[0], out_channels)
+        self.supervision_heads = nn.ModuleList(PointwiseConv3d(w, out_channels) for w in widths[1:]) if deep_supervision else None
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Logits of an image.

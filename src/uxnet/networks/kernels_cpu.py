@@ -1,0 +1,397 @@
+"""Gradients that torch computes slowly on CPUs, computed in another order: the same sums, for float32 in channels-last memory.
+
+What torch 2.13.0 does on a CPU, and what is done here instead:
+
+- A group norm subtracts the square of a mean from a mean of squares, both summed naively, and its gradient walks through memory several
+  times. Here each of the two passes of either stays in the processor's cache, chunk by chunk, takes the leaky ReLU behind the norm
+  along, and sums up chunks in float64.
+- The gradients of a depthwise convolution take ten times as long as the convolution. But both are depthwise convolutions themselves, and
+  those are fast forwards: of the upstream gradient with the kernel turned round, and of the input with the upstream gradient as kernel.
+- A convolution with a kernel of 1 is a matrix product, and torch computes it as anything but.
+- The gradient of a dense kernel takes three convolutions' time with AVX2. As matrix products over shifted inputs it takes one and a half.
+
+Where a gradient is not asked for, nothing here is called: see `pays`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+EPS = 1e-5
+CHUNK = 1 << 19
+"""Elements that are worked on at a time: 2 MiB of float32."""
+
+WIDE = 48
+"""Rows and columns that a matrix product must have to be faster than torch's."""
+
+SMALL = 1 << 15
+"""Elements of a product up to which several are computed beside each other."""
+
+COLUMNS = 1 << 20
+"""Elements that are laid side by side at a time for a matrix product."""
+
+Normal = Callable[[slice], Tensor]
+"""Gives a norm's output at some voxels, (N, voxels, C)."""
+
+_BLOCK = (2, 4)
+"""Planes and rows of an upstream gradient that are taken as a kernel at once: longer sums are faster and less exact."""
+
+
+def pays(x: Tensor, weight: Tensor | None = None) -> bool:
+    """Whether what comes of `x` shall be computed here: while training in float32 on a CPU, in channels-last memory.
+
+    Args:
+        x: (N, C, I, J, K). One channel alone lies the same in both layouts, and is left to torch.
+        weight: that it meets, where there is one.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return False
+    wanted = x.requires_grad or (weight is not None and weight.requires_grad)
+    # Not what only looks like memory of this machine: `training.memory` traces a step with such tensors, of a GPU or of this processor.
+    plain = all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 for t in (x, weight) if t is not None)
+    return (
+        wanted
+        and plain
+        and x.device.type == "cpu"
+        and x.shape[1] > 1
+        and x.is_contiguous(memory_format=torch.channels_last_3d)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+# ---- instance norm
+
+
+def norm_activation(x: Tensor, slope: float) -> Tensor:
+    """leaky_relu(instance_norm(x), slope): (N, C, I, J, K) -> the same shape, channels last. Keeps no input, only what it returns."""
+    out: Tensor = _NormActivation.apply(x, slope)  # type: ignore[no-untyped-call]
+    return out
+
+
+def affine_norm_activation(x: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
+    """leaky_relu(instance_norm(x) * weight + bias, slope): (N, C, I, J, K) and (C,) twice -> as x, channels last."""
+    out: Tensor = _AffineNormActivation.apply(x, weight, bias, slope)  # type: ignore[no-untyped-call]
+    return out
+
+
+def norm_sum_activation(x: Tensor, residual: Tensor, slope: float, *, norm_residual: bool) -> Tensor:
+    """leaky_relu(instance_norm(x) + residual, slope): (N, C, I, J, K) each -> the same shape, channels last.
+
+    Args:
+        norm_residual: take the instance norm of the residual, too.
+    """
+    out: Tensor = (_NormNormActivation if norm_residual else _NormSumActivation).apply(x, residual, slope)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _NormActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
+        out, scale = _normalised(x, slope=slope)
+        ctx.save_for_backward(out, scale)
+        ctx.slope = slope
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        out, scale = ctx.saved_tensors
+        rows = _rows(out)
+
+        def normal(part: slice) -> Tensor:
+            # A leaky ReLU can be undone, so its output is all that has to be kept.
+            return F.leaky_relu(rows[:, part], 1 / ctx.slope)
+
+        (gradient,), _ = _through_norms(upstream, out, ctx.slope, [(normal, scale)])
+        return gradient, None
+
+
+class _AffineNormActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
+        out, rows = torch.empty_like(x, memory_format=torch.channels_last_3d), _rows(x)
+        to = _rows(out)
+        shift, scale = _moments(rows)
+        tilt, level = scale * weight, (shift * weight + bias).to(x.dtype)
+        for part in _parts(rows):
+            F.leaky_relu_(torch.addcmul(level, rows[:, part], tilt.to(x.dtype), out=to[:, part]), slope)
+        ctx.save_for_backward(x, out, weight, shift, scale)
+        ctx.slope = slope
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, out, weight, shift, scale = ctx.saved_tensors
+        # A weight may be zero, so what was normalised cannot be had from what came of it.
+        rows, move, stretch = _rows(x), shift.to(x.dtype), scale.to(x.dtype)
+        norms = [(lambda part: torch.addcmul(move, rows[:, part], stretch), (scale * weight).to(x.dtype))]
+        (gradient,), sums = _through_norms(upstream, out, ctx.slope, norms)
+        for_bias, for_weight = sums.sum((1, 2)).to(weight.dtype)
+        return gradient, for_weight, for_bias, None
+
+
+class _NormSumActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, residual: Tensor, slope: float) -> Tensor:
+        normal, scale = _normalised(x)
+        out = F.leaky_relu_(normal + residual, slope)
+        ctx.save_for_backward(out, normal, scale)
+        ctx.slope = slope
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+        out, normal, scale = ctx.saved_tensors
+        rows = _rows(normal)
+        (gradient, through), _ = _through_norms(upstream, out, ctx.slope, [(lambda part: rows[:, part], scale), None])
+        return gradient, through, None
+
+
+class _NormNormActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, slope: float) -> Tensor:
+        other, other_scale = _normalised(y)
+        out, scale = _normalised(x, other, slope)
+        ctx.save_for_backward(out, scale, other, other_scale)
+        ctx.slope = slope
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+        out, scale, other, other_scale = ctx.saved_tensors
+        rows, others = _rows(out), _rows(other)
+
+        def normal(part: slice) -> Tensor:
+            # Both are of the size of 1, so their sum without one of them is the other to rounding.
+            return F.leaky_relu(rows[:, part], 1 / ctx.slope).sub_(others[:, part])
+
+        norms = [(normal, scale), (lambda part: others[:, part], other_scale)]
+        (first, second), _ = _through_norms(upstream, out, ctx.slope, norms)
+        return first, second, None
+
+
+def _normalised(x: Tensor, plus: Tensor | None = None, slope: float = 1.0) -> tuple[Tensor, Tensor]:
+    """leaky_relu(instance_norm(x) + plus, slope), (N, C, I, J, K) in new memory, and what x was multiplied by, (N, 1, C)."""
+    out = torch.empty_like(x)
+    rows, to, others = _rows(x), _rows(out), None if plus is None else _rows(plus)
+    shift, scale = (moment.to(x.dtype) for moment in _moments(rows))
+    for part in _parts(rows):
+        y = torch.addcmul(shift, rows[:, part], scale, out=to[:, part])
+        if others is not None:
+            y += others[:, part]
+        if slope != 1.0:
+            F.leaky_relu_(y, slope)
+    return out, scale
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(shift, scale), float64 (N, 1, C) each: shift + scale * rows is the instance norm of (N, voxels, C)."""
+    # Moments about one of the values: a channel far from zero loses nothing.
+    first = rows[:, :1]
+    sums = rows.new_zeros(2, *first.shape, dtype=torch.float64)
+    for part in _parts(rows):
+        away = rows[:, part] - first
+        sums[0] += away.sum(1, keepdim=True)
+        sums[1] += away.square_().sum(1, keepdim=True)
+    mean, square = sums / rows.shape[1]
+    scale = (square - mean.square()).clamp_min(0).add(EPS).rsqrt()
+    return -scale * (mean + first), scale
+
+
+def _parts(rows: Tensor) -> list[slice]:
+    """Of the voxels of (N, voxels, C), what fits into the cache."""
+    n, voxels, c = rows.shape
+    step = max(1, CHUNK // (n * c))
+    return [slice(first, first + step) for first in range(0, voxels, step)]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(N, C, I, J, K) -> (N, voxels, C), a view where channels lie last, be they part of a wider array."""
+    return x.movedim(1, -1).flatten(1, 3)
+
+
+def _through_norms(
+    upstream: Tensor, out: Tensor, slope: float, norms: Sequence[tuple[Normal, Tensor] | None]
+) -> tuple[list[Tensor], Tensor]:
+    """The gradients of the terms of `out` = leaky_relu(sum of terms), each an instance norm or, None, something else.
+
+    Of an instance norm's input that is scale * (g - mean(g) - n * mean(g n)), the means over the voxels of each channel.
+
+    Args:
+        upstream: the gradient of `out`, (N, C, I, J, K).
+        norms: what gives a norm's output n, and its scale (N, 1, C).
+
+    Returns:
+        (N, C, I, J, K) each, channels last; and sums over voxels (1 + norms, N, 1, C), float64: of what comes through the leaky ReLU, and
+        of its products with each n.
+    """
+    gradients = [torch.empty_like(out, memory_format=torch.channels_last_3d) for _ in norms]
+    to = [gradient.movedim(1, -1).view(len(out), -1, out.shape[1]) for gradient in gradients]
+    # What goes through the leaky ReLU waits where the last gradient will be.
+    arriving, through, given = _rows(upstream), to[-1], _rows(out)
+    (n, voxels, c), parts = through.shape, _parts(through)
+    sums = torch.zeros(1 + len(norms), n, 1, c, dtype=torch.float64)
+    for part in parts:
+        g = through[:, part]
+        torch.ops.aten.leaky_relu_backward.grad_input(arriving[:, part], given[:, part], slope, True, grad_input=g)
+        sums[0] += g.sum(1, keepdim=True)
+        for total, norm in zip(sums[1:], norms, strict=True):
+            if norm:
+                total += (g * norm[0](part)).sum(1, keepdim=True)
+    means = sums / voxels
+    for part in parts:
+        g = through[:, part]
+        for mean, norm, into in zip(means[1:], norms, to, strict=True):
+            if norm:
+                normal, scale = norm[0](part), norm[1]
+                shift, tilt = (-scale * means[0]).to(g.dtype), (-scale * mean).to(g.dtype)
+                torch.addcmul(torch.addcmul(shift, normal, tilt), g, scale, out=into[:, part])
+    return gradients, sums
+
+
+# ---- convolutions
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution with a kernel of 1: x (N, C, I, J, K), weight (O, C, 1, 1, 1), bias (O,) -> (N, O, I, J, K), channels last."""
+    return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A depthwise convolution, stride 1, "same" padding: x (N, C, I, J, K), weight (C, 1, odd, odd, odd), bias (C,) -> as x."""
+    out: Tensor = _Depthwise.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _same(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        upstream = upstream.contiguous(memory_format=torch.channels_last_3d)
+        wanted = ctx.needs_input_grad
+        return (
+            _same(upstream, weight.flip(2, 3, 4), None) if wanted[0] else None,
+            _depthwise_weight(x, upstream, weight) if wanted[1] else None,
+            upstream.sum((0, 2, 3, 4)) if wanted[2] else None,
+        )
+
+
+def _same(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv3d(x, weight, bias, padding=_half(weight), groups=weight.shape[0])
+
+
+def _depthwise_weight(x: Tensor, upstream: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of a depthwise kernel: x convolved with the upstream gradient, each sample's channels as channels of their own.
+
+    What one convolution sums up is kept short, since it sums naively.
+    """
+    n, c, *sides = x.shape
+    kernel = weight.shape[2:]
+    wide = x.new_zeros(*(side + k - 1 for side, k in zip(sides, kernel, strict=True)), n * c)
+    inside = tuple(slice(k // 2, k // 2 + side) for side, k in zip(sides, kernel, strict=True))
+    wide[inside].view(*sides, n, c).copy_(x.permute(2, 3, 4, 0, 1))
+    taps = upstream.permute(2, 3, 4, 0, 1).flatten(3)
+    total = x.new_zeros(n * c, *kernel, dtype=torch.float64)
+    for j in range(0, sides[1], _BLOCK[1]):
+        strip = taps[:, j : j + _BLOCK[1]].contiguous()
+        image = wide[:, j : j + strip.shape[1] + kernel[1] - 1].contiguous()
+        for i in range(0, sides[0], _BLOCK[0]):
+            block = strip[i : i + _BLOCK[0]]
+            met = image[i : i + len(block) + kernel[0] - 1]
+            total += F.conv3d(met.movedim(3, 0)[None], block.movedim(3, 0)[:, None], groups=n * c)[0]
+    return total.view(n, *weight.shape).sum(0).to(x.dtype)
+
+
+def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A convolution without groups, stride 1, "same" padding: x (N, C, I, J, K), weight (O, C, odd, odd, odd) -> (N, O, I, J, K)."""
+    o, c, *kernel = weight.shape
+    if torch.backends.cpu.get_cpu_capability() != "AVX2" or min(kernel[0] * o, kernel[2] * c) < WIDE:
+        return F.conv3d(x, weight, bias, padding=_half(weight))
+    out: Tensor = _Dense.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Dense(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv3d(x, weight, bias, padding=_half(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        upstream = upstream.contiguous(memory_format=torch.channels_last_3d)
+        gradient = None
+        if ctx.needs_input_grad[0]:
+            once, none = [1] * 3, [0] * 3
+            gradient = torch.ops.aten.convolution_backward(
+                upstream, x, weight, None, once, _half(weight), once, False, none, 1, [True, False, False]
+            )[0]
+        return (
+            gradient,
+            _dense_weight(x, upstream, weight) if ctx.needs_input_grad[1] else None,
+            upstream.sum((0, 2, 3, 4)) if ctx.needs_input_grad[2] else None,
+        )
+
+
+def _dense_weight(x: Tensor, upstream: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of a dense kernel, as matrix products: for each offset along the second axis one, of the upstream gradient beside
+    itself at all offsets along the first axis, and of the input beside itself at all offsets along the last: so they are large enough.
+    """
+    x, upstream = x.movedim(1, -1), upstream.movedim(1, -1)
+    (n, *sides, c), o, kernel, half = x.shape, weight.shape[0], weight.shape[2:], _half(weight)
+    room = COLUMNS // (sides[1] * sides[2] * kernel[2] * max(c, o))
+    many = n if n * sides[0] <= room else 1
+    planes = max(p for p in range(1, sides[0] + 1) if sides[0] % p == 0 and (p == 1 or many * p <= room))
+    # Rows lie in the order (j, sample, i, k): then an offset along j is another first row. What lies outside stays zero.
+    left = x.new_zeros(sides[1], many, planes, sides[2], kernel[0], o)
+    right = x.new_zeros(sides[1] + 2 * half[1], many, planes, sides[2], kernel[2], c)
+    rows, wide, step = left.flatten(0, 3).flatten(1), right.flatten(0, 3).flatten(1), many * planes * sides[2]
+    # A small product has no work for several threads; four beside each other do.
+    beside = math.gcd(4, len(rows)) if kernel[0] * o * kernel[2] * c <= SMALL else 1
+    total = x.new_zeros(kernel[1], beside, kernel[0] * o, kernel[2] * c)
+    for s, first in itertools.product(range(0, n, many), range(0, sides[0], planes)):
+        for a in range(kernel[0]):
+            shift = half[0] - a
+            low, high = _within(first, first + planes, -shift, sides[0] - shift)
+            met = left[..., a, :].movedim(0, 2)
+            met[:, : low - first], met[:, high - first :] = 0, 0
+            met[:, low - first : high - first] = upstream[s : s + many, low + shift : high + shift]
+        for a in range(kernel[2]):
+            shift = half[2] - a
+            low, high = _within(0, sides[2], shift, sides[2] + shift)
+            met = right[half[1] : half[1] + sides[1], ..., a, :].movedim(0, 2)
+            met[..., low:high, :] = x[s : s + many, first : first + planes, :, low - shift : high - shift]
+        for b in range(kernel[1]):
+            part = wide[b * step : b * step + len(rows)].view(beside, -1, wide.shape[1])
+            total[b].baddbmm_(rows.view(beside, -1, rows.shape[1]).transpose(1, 2), part)
+    total = total.sum(1).view(kernel[1], kernel[0], o, kernel[2], c).permute(2, 4, 1, 0, 3)
+    return total.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _within(first: int, last: int, low: int, high: int) -> tuple[int, int]:
+    """The part of low..high that lies in first..last, empty where there is none."""
+    low = min(max(first, low), last)
+    return low, max(low, min(high, last))
+
+
+def _half(weight: Tensor) -> list[int]:
+    return [k // 2 for k in weight.shape[2:]]
