@@ -1,5 +1,7 @@
 """Cross-validation: two tiny networks on two folds, killed, resumed, shared out, refused."""
 
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -16,9 +18,9 @@ from place_units import seen
 
 from uxnet.dataset.folds import read_split
 from uxnet.dataset.manifest import read_dataset
-from uxnet.errors import Cancelled, DatasetError, InputError, RecipeError, UxnetError
-from uxnet.events import Note, Progress
-from uxnet.experiments.crossval import Budget, Entry, cross_validate, entries_of
+from uxnet.errors import Cancelled, DatasetError, InputError, ModelError, RecipeError, UxnetError
+from uxnet.events import Note, Progress, Warn
+from uxnet.experiments.crossval import Budget, Entry, cross_validate, entries_of, with_beginnings
 from uxnet.experiments.crossval_plan import _with_budget
 from uxnet.experiments.crossval_unit import _alone, begin, curve, rounded, seconds_a_step
 from uxnet.jobs import work
@@ -324,6 +326,7 @@ def test_entries_from_words():
     plain, other = entries_of(["unet"], ["uxnet-k9=uxnet:kernel=[9, 9, 7]:block=paper:size=paper:layer_scale=0.5"], "narrow")
     assert plain == Entry("unet", "unet", {"size": "narrow"})
     assert other == Entry("uxnet-k9", "uxnet", {"size": "paper", "kernel": [9, 9, 7], "block": "paper", "layer_scale": 0.5})
+    assert entries_of([], ["mine=recipe", "wide=recipe:hidden=16"]) == (Entry("mine", "recipe"), Entry("wide", "recipe", {"hidden": 16}))
     for wrong in (["x"], ["x="], ["x=uxnet:kernel"], ["a/b=uxnet"], ["=uxnet"], ["unet=uxnet"]):
         with pytest.raises(RecipeError):
             entries_of(["unet"], wrong)
@@ -371,6 +374,80 @@ def test_steps_are_timed_without_validations():
     assert seconds_a_step(run[:1]) is None
     assert seconds_a_step([]) is None
     assert curve(run) == [{"step": 30, "seconds": 15.0, "dice": 0.5, "classes": {}}]
+
+
+# ---- beginning with a model's weights
+
+
+def test_scratch_and_fine_tuned_stand_in_one_cross_validation(whole, copied, tiny_dataset, recipe):
+    """Records of fresh networks stay as they are, and the one that begins with weights says with which."""
+    model, heard = whole[0] / "runs/uxnet-fold1/model.uxnet", []
+    before = {path: path.read_bytes() for path in (copied / "records").iterdir()}
+    tuned = dataclasses.replace(ENTRIES[0], name="tuned", init=model)
+    outcomes = crossval(tiny_dataset, recipe, copied, entries=(*ENTRIES, tuned), report=heard.append)
+    assert [o.status for o in outcomes] == ["already", "already", "done"] * 2
+    assert {path: path.read_bytes() for path in before} == before
+    found = records(copied)
+    init = found["tuned-fold0"]["init"]
+    assert (init["model"], init["recipe"], init["dataset"]) == ("model.uxnet", "tiny", "Tiny")
+    assert str(model) not in json.dumps(found["tuned-fold0"])
+    assert "init" not in found["uxnet-fold0"]
+    assert found["tuned-fold0"]["settings"] == found["uxnet-fold0"]["settings"]
+    assert found["tuned-fold0"]["curve"][0]["dice"] != found["uxnet-fold0"]["curve"][0]["dice"]
+    assert json.loads((copied / "runs/tuned-fold0/transfer.json").read_text())["model"] == "model.uxnet"
+    assert "tuned begins with the weights of model.uxnet (recipe tiny, trained on Tiny;" in (copied / "README.md").read_text()
+    # It was trained on cases that are test cases here.
+    assert any(isinstance(e, Warn) and "may be among those that it has seen" in e.message for e in heard)
+
+    # Another model, or none, under the same name is another network; nothing is trained.
+    for other in (None, whole[0] / "runs/uxnet-fold0/model.uxnet"):
+        with pytest.raises(InputError, match="give the entry another name"):
+            crossval(tiny_dataset, recipe, copied, entries=(dataclasses.replace(tuned, init=other),))
+    with pytest.raises(InputError, match="this record began with fresh weights, not with model"):
+        crossval(tiny_dataset, recipe, copied, entries=ENTRIES[:1], init_from=model)
+
+
+def test_the_keys_of_fresh_networks_are_those_of_old_records(whole, tiny_dataset, recipe):
+    from uxnet.recipe import load_recipe
+
+    record = records(whole[0])["uxnet-fold0"]
+    trained, labels = load_recipe(whole[0] / "runs/uxnet-fold0/recipe.toml"), read_dataset(tiny_dataset).labels.to_dict()
+    decides = [recipe_to_toml(trained), labels, record["split_sha256"], 0, record["dataset_sha256"], record["budget"], 1.0]
+    assert record["key"] == hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+
+
+def test_an_entry_may_be_the_recipes_own_network(tiny_dataset, recipe, tmp_path):
+    from uxnet.dataset.check import check_dataset
+    from uxnet.experiments.crossval_plan import make_units, published_split
+
+    manifest, own = read_dataset(tiny_dataset), recipe.stages[0].network.settings
+    inspection = check_dataset(manifest)
+    split = published_split(tmp_path / "split.json", None, inspection, 0, print)
+
+    def facts(*words):
+        entries = entries_of([], words)
+        return [u.facts for u in make_units(manifest, inspection, split, recipe, tmp_path, entries, Budget(), [0], 1, 1.0)]
+
+    (alone,) = facts()
+    mine, wide = facts("mine=recipe", "wide=recipe:hidden=16")
+    assert (mine["network"], mine["settings"], wide["settings"]) == ("uxnet", own, {**own, "hidden": 16})
+    assert alone["key"] == mine["key"] != wide["key"]
+
+
+def test_models_to_begin_with_that_cannot_be(whole, tiny_dataset, recipe, tmp_path):
+    model = whole[0] / "runs/uxnet-fold1/model.uxnet"
+    assert with_beginnings(ENTRIES, [f"uxnet={model}"])[0].init == model
+    assert with_beginnings(ENTRIES, [])[0].init is None
+    for wrong in ("uxnet", "uxnet=", "other=x.uxnet"):
+        with pytest.raises(RecipeError):
+            with_beginnings(ENTRIES, [wrong])
+    for entry, path, said in (
+        (ENTRIES[1], model, "its network is uxnet, that of plain-unet is unet"),
+        (ENTRIES[0], tmp_path / "none", "none"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            crossval(tiny_dataset, recipe, tmp_path / "cv", entries=(entry,), init_from=path)
+    assert not (tmp_path / "cv" / "runs").exists()
 
 
 def test_rounding():

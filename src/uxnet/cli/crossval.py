@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   uxnet crossval Task04_Hippocampus/ --recipe hippocampus --networks all --size narrow --core-seconds 3600 -o cv
   uxnet crossval data/ --recipe my.toml -o cv                               the recipe's own network
   uxnet crossval data/ --recipe my.toml --variant released=uxnet --variant text=uxnet:block=paper --folds 0,1 -o cv
+  uxnet crossval data/ --recipe my.toml --variant scratch=recipe --variant tuned=recipe --init tuned=model.uxnet -o cv
   uxnet crossval data/ --recipe my.toml --networks uxnet,unet -o cv --shard 3/10     the third of ten jobs of an array
   uxnet crossval data/ --recipe my.toml --networks uxnet,unet -o cv --ray auto       on a Ray cluster
 """
@@ -35,6 +36,8 @@ def run(
     networks: Annotated[str, tyro.conf.arg(metavar="A,B,...")] = "",
     variant: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=NETWORK:KEY=VALUE")] = (),
     size: Literal["paper", "narrow"] = "paper",
+    init_from: Annotated[Path | None, tyro.conf.arg(metavar="MODEL")] = None,
+    init: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=MODEL")] = (),
     steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     core_seconds: Annotated[float | None, tyro.conf.arg(metavar="S")] = None,
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")] = (),
@@ -68,8 +71,11 @@ def run(
         networks: names of networks, with commas between them, or all (uxnet networks lists them); by default the recipe's own, as it
             is there. Each has its own settings of the size that --size says.
         variant: a network with other settings, under a name of its own, such as uxnet-k9=uxnet:kernel=9:scaling=mlp; values as TOML
-            writes them. May be given again and again.
+            writes them. The network `recipe` is the recipe's own, as it is there. May be given again and again.
         size: of the networks: as in the paper, or narrow enough for a CPU.
+        init_from: begin with the weights of this model, wherever they fit, as uxnet train does; every network that --init does not name.
+        init: the same for one network, by the name it goes by here. May be given again and again: --variant scratch=recipe
+            --variant finetuned=recipe --init finetuned=MODEL compares fresh weights with those of MODEL.
         steps: optimiser steps of each unit, instead of the recipe's.
         core_seconds: train each unit for so long on one core instead, validations included: with T threads for S / T seconds. Some
             steps are measured first, and the time is turned into a number of steps.
@@ -92,11 +98,11 @@ def run(
 
     from uxnet.cli.render import reporting
     from uxnet.cli.train import asked_to_leave
-    from uxnet.experiments.crossval import Budget, cross_validate, entries_of
+    from uxnet.experiments.crossval import Budget, cross_validate, entries_of, with_beginnings
     from uxnet.recipe import load_recipe, with_overrides
 
     chosen = with_overrides(load_recipe(recipe), set)
-    entries = entries_of(_names(networks), variant, size)
+    entries = with_beginnings(entries_of(_names(networks), variant, size), init)
     asked = asked_to_leave()
     with reporting(Console(stderr=True)) as report:
         outcomes = cross_validate(
@@ -104,6 +110,7 @@ def run(
             chosen,
             output,
             entries,
+            init_from=init_from,
             budget=Budget(steps, core_seconds),
             folds=_numbers(folds),
             part=shard,
@@ -129,7 +136,7 @@ def show(console: Console, outcomes: Sequence[Outcome], output: Path) -> None:
     from uxnet.cli.compare import show as show_comparison
     from uxnet.cli.compare import table
     from uxnet.evaluation.scores import read_scores, record_files
-    from uxnet.experiments.crossval_summary import compared, cost_rows, equal_terms
+    from uxnet.experiments.crossval_summary import begins, compared, cost_rows, equal_terms
 
     if record_files(output / "records"):
         scores = read_scores([output])
@@ -137,14 +144,15 @@ def show(console: Console, outcomes: Sequence[Outcome], output: Path) -> None:
         comparison = compared(scores)
         if comparison is not None:
             show_comparison(console, comparison)
-        console.print(f"[dim]{escape(equal_terms(scores[0].records[0]))}[/]", highlight=False)
+        told = " ".join(filter(None, (equal_terms(scores[0].records[0]), *map(begins, scores))))
+        console.print(f"[dim]{escape(told)}[/]", highlight=False)
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     for outcome in failed:
         console.print(f"[red]failed:[/] {outcome.name} on fold {outcome.fold}: {escape(outcome.error)}", soft_wrap=True, highlight=False)
     already = sum(outcome.status == "already" for outcome in outcomes)
-    told = f"[{'red' if failed else 'green'}]{len(outcomes) - len(failed)} of {len(outcomes)} units done[/]"
-    told += f", {already} of them before" if already else ""
-    console.print(f"{told}; written: {escape(str(output / 'README.md'))}", soft_wrap=True, highlight=False)
+    done = f"[{'red' if failed else 'green'}]{len(outcomes) - len(failed)} of {len(outcomes)} units done[/]"
+    done += f", {already} of them before" if already else ""
+    console.print(f"{done}; written: {escape(str(output / 'README.md'))}", soft_wrap=True, highlight=False)
 
 
 def _names(text: str) -> list[str]:

@@ -9,6 +9,7 @@ from importlib import import_module
 VERBS = {
     "demo": "make phantoms, train on them, segment and score the rest, write a page of pictures",
     "inspect": "check a dataset and print its fingerprint",
+    "synthesise": "make a training dataset of synthetic images from label maps",
     "plan": "write a recipe for a dataset, each of its keys with a reason",
     "train": "train a network on a dataset by a recipe",
     "predict": "segment scans with a model",
@@ -18,6 +19,7 @@ VERBS = {
     "reproduce": "make the paper's tables and figures again, with what was run beside what it prints",
     "quantise": "add int8 variants of its networks to a model, with the Dice that they cost",
     "convert": "make a model of weights from elsewhere",
+    "models": "list the models in the box, or print the card of one",
     "info": "print what a model is and where it came from",
     "networks": "count the networks of the paper's tables, beside what it prints",
     "doctor": "check whether this machine trains right, and in which precision it is fastest",
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_HELP.format(verbs="\n".join(f"  {verb:<10}{line}" for verb, line in VERBS.items())))
+        print(_HELP.format(verbs="\n".join(f"  {verb:<11}{line}" for verb, line in VERBS.items())))
         return 0
     if arguments[0] == "--version":
         import uxnet

@@ -24,10 +24,11 @@ EXAMPLES = """examples:
   uxnet reproduce table4 -o paper/
   uxnet reproduce table5 --dataset inspection.json --dataset Task04_Hippocampus/ -o paper/
   uxnet reproduce figure3 --records cv/ --over seconds -o paper/
+  uxnet reproduce transfer --records cv_50/ --records cv_200/ --records cv_800/ -o paper/
   uxnet reproduce figure4 --records cv/ --dataset Task04_Hippocampus/ --note "Data: ..., CC BY-SA 4.0" -o paper/
 """
 
-What = Literal["table1", "table2", "table3", "table4", "table5", "figure3", "figure4"]
+What = Literal["table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "transfer"]
 _TEXT = 24  # columns of a terminal that a text which wraps has at least
 Folders = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="DIR")]
 
@@ -57,7 +58,8 @@ def run(
 
     Args:
         what: table1 (nine networks on FeTA and FLARE), table2 (AMOS), table3 (ablations), table4 (hyperparameters), table5
-            (datasets), figure3 (validation curves), figure4 (slices).
+            (datasets), figure3 (validation curves), figure4 (slices), transfer (not in the paper: test Dice against the budget, for
+            cross-validations that differ in their budgets alone, such as from scratch and fine-tuned).
         records: a folder of a cross-validation, or of its records. It counts as FeTA, FLARE or AMOS where both its dataset's name and
             its classes say so; otherwise its own classes stand beside the paper's other datasets. May be given again and again.
         feta: the same, for records that are of FeTA 2021 whatever their dataset is called.
@@ -66,7 +68,7 @@ def run(
         dataset: for table5 a dataset's folder or an inspection.json, and as many as you like; for figure4 the dataset's folder.
         output: folder that gets NAME.md, NAME.csv and NAME.tex of a table, or NAME.png and NAME.svg of a figure. Figures need it.
         over: what figure3's curves run over: optimiser steps, or core-seconds of training.
-        band: figure3's band over folds: lowest to highest, or the 95 % interval of the mean.
+        band: of figure3 and transfer over folds: lowest to highest, or the 95 % interval of the mean.
         cases: figure4's test cases; by default --rows of them, from the lowest mean Dice of the networks to the highest.
         rows: how many cases figure4 shows.
         plane: of figure4.
@@ -85,20 +87,22 @@ def run(
     if rows < 1:
         raise InputError(f"--rows {rows}: a figure shows at least 1 case")
     trials = read_trials({"": records, "FeTA2021": feta, "FLARE2021": flare, "AMOS2022": amos})
-    if what == "figure3" or what == "figure4":
-        from uxnet.experiments.reproduce import curve_figure, slice_figure
+    if what == "figure3" or what == "figure4" or what == "transfer":
+        from uxnet.experiments.reproduce import curve_figure, slice_figure, transfer_figure
         from uxnet.experiments.reproduce_figures import figure_notes
 
         if output is None:
             raise InputError(f"{what}: say by -o which folder gets {what}.png and {what}.svg")
         if what == "figure3":
             paths = curve_figure(output, trials, over=over, band=band, note=note)
+        elif what == "transfer":
+            paths = transfer_figure(output, trials, band=band, note=note)
         else:
             if len(dataset) != 1:
                 raise InputError("figure4 needs the folder of the cases' images: give it by --dataset")
             names = [name.strip() for name in cases.split(",") if name.strip()]
             paths = slice_figure(output, trials, dataset[0], cases=names, rows=rows, plane=plane, note=note)
-        for line in figure_notes(trials, band if what == "figure3" else None):
+        for line in figure_notes(trials, None if what == "figure4" else band):
             console.print(line, highlight=False, markup=False)
     else:
         with reporting(Console(stderr=True), lines=False) as report:

@@ -145,7 +145,7 @@ def _together(parts: Sequence[Scores]) -> Scores:
     cases: dict[str, Values] = {}
     persons: dict[str, str] = {}
     for part in parts:
-        for key in ("network", "settings", *COMMON):
+        for key in ("network", "settings", "init", *COMMON):
             if [r.get(key) for r in part.records] != [r.get(key) for r in first.records]:
                 raise InputError(
                     f"{first.name}: two records of this name differ in {key} ({first.records[0].get(key) if first.records else '-'}; "

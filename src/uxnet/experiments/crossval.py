@@ -33,6 +33,8 @@ from uxnet.experiments.crossval_plan import (
     publish_recipe,
     published_split,
     records_there,
+    warn_of_seen,
+    with_beginnings,
 )
 from uxnet.experiments.crossval_summary import write_summary
 from uxnet.experiments.crossval_unit import Unit, begin, do_unit
@@ -40,7 +42,7 @@ from uxnet.inference.settings import usable_cores
 from uxnet.jobs import Cluster, Finished, shard, work
 from uxnet.recipe import Recipe, load_recipe
 
-__all__ = ["PROTOCOL", "Budget", "Entry", "Outcome", "cross_validate", "default_jobs", "entries_of"]
+__all__ = ["PROTOCOL", "Budget", "Entry", "Outcome", "cross_validate", "default_jobs", "entries_of", "with_beginnings"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def cross_validate(
     out: str | Path,
     entries: Sequence[Entry] = (),
     *,
+    init_from: str | Path | None = None,
     budget: Budget | None = None,
     folds: Sequence[int] | None = None,
     part: str | None = None,
@@ -82,6 +85,7 @@ def cross_validate(
         recipe: its network gives place to each entry's, in every stage; all else is the same for all.
         out: its folder: recipe.toml, split.json, records/, README.md, summary.json; and runs/ and cache/, which need not be kept.
         entries: the networks; none takes the recipe's own.
+        init_from: a model whose weights every entry begins with that names none (`Entry.init`), wherever they fit; None begins afresh.
         budget: of every unit, by default the recipe's steps.
         folds: which ones, from 0; by default all.
         part: "i/n" does every n-th unit, see `jobs.shard`. Units go by folds, then by entries.
@@ -101,6 +105,7 @@ def cross_validate(
         DatasetError: if the dataset has errors, or the split has no such fold or an empty test part.
         RecipeError: if an entry, the budget or the recipe asks for what cannot be.
         InputError: if `out` holds another recipe, split or record.
+        ModelError: if a model to begin with cannot be read, or is of another network.
         Cancelled: out of `report`.
     """
     if threads < 1 or (jobs is not None and jobs < 1):
@@ -113,7 +118,9 @@ def cross_validate(
     refuse_errors(inspection)
     publish_recipe(out / "recipe.toml", recipe)
     chosen = published_split(out / "split.json", Path(split) if split else None, inspection, recipe.stages[0].training.seed, report)
-    units = make_units(manifest, inspection, chosen, recipe, out, entries, budget or Budget(), folds, threads, tolerance_mm)
+    begin_with = Path(init_from) if init_from else None
+    units = make_units(manifest, inspection, chosen, recipe, out, entries, budget or Budget(), folds, threads, tolerance_mm, begin_with)
+    warn_of_seen(units, report)
     shared = None if len(recipe.stages) > 1 else Path(cache or out / "cache").absolute()
     units = [replace(unit, cache=shared, keep_labels=keep_labels) for unit in units]
     there = records_there(out / "records", units)

@@ -14,26 +14,31 @@ from typing import Any
 from uxnet.dataset.check import Inspection
 from uxnet.dataset.folds import Split, read_split, split_for, write_split
 from uxnet.dataset.manifest import Manifest
-from uxnet.errors import DatasetError, InputError, RecipeError
+from uxnet.errors import DatasetError, InputError, ModelError, RecipeError
 from uxnet.evaluation.scores import COMMON, read_record, record_files
-from uxnet.events import Report
+from uxnet.events import Report, Warn
 from uxnet.experiments.crossval_unit import Unit, rounded
 from uxnet.io import atomic
+from uxnet.model import read_model
 from uxnet.recipe import Network, Recipe, load_recipe, recipe_to_toml
 
 PROTOCOL = "5x80-10-10"
 """Of the split, where none is there or given."""
+
+OWN = "recipe"
+"""The name by which entries ask for the recipe's own network."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A network that takes part: the name it goes by, which network it is, and its settings."""
+    """A network that takes part: the name it goes by, which network it is, its settings, and a model whose weights it begins with."""
 
     name: str
     network: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    init: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,9 @@ def entries_of(networks: Sequence[str], variants: Sequence[str] = (), size: str 
 
     Args:
         networks: names of networks.
-        variants: NAME=NETWORK:KEY=VALUE:KEY=VALUE..., values as TOML writes them, quotes around a word may be left out.
-        size: "paper" or "narrow", of all that do not set it.
+        variants: NAME=NETWORK:KEY=VALUE:KEY=VALUE..., values as TOML writes them, quotes around a word may be left out. The network
+            `recipe` is the recipe's own, with its settings there.
+        size: "paper" or "narrow", of all others that do not set it.
 
     Raises:
         RecipeError: if one cannot be read, or two have the same name.
@@ -67,7 +73,8 @@ def entries_of(networks: Sequence[str], variants: Sequence[str] = (), size: str 
         if not equals or not network or not all("=" in pair for pair in pairs):
             raise RecipeError(f"{variant!r} is no variant; write NAME=NETWORK:KEY=VALUE, such as uxnet-k9=uxnet:kernel=9")
         settings = {key.strip(): _toml_value(value.strip()) for key, _, value in (pair.partition("=") for pair in pairs)}
-        entries.append(Entry(name.strip(), network.strip(), {"size": size, **settings}))
+        usual = {} if network.strip() == OWN else {"size": size}
+        entries.append(Entry(name.strip(), network.strip(), {**usual, **settings}))
     names = [entry.name for entry in entries]
     for n, name in enumerate(names):
         if not _NAME.fullmatch(name):
@@ -75,6 +82,27 @@ def entries_of(networks: Sequence[str], variants: Sequence[str] = (), size: str 
         if name in names[:n]:
             raise RecipeError(f"two networks are called {name}; give one of them another name by a variant")
     return tuple(entries)
+
+
+def with_beginnings(entries: Sequence[Entry], models: Sequence[str]) -> tuple[Entry, ...]:
+    """Entries, some of which begin with the weights of a model.
+
+    Args:
+        models: NAME=MODEL, the name of an entry and a file.
+
+    Raises:
+        RecipeError: if one cannot be read, or names no entry.
+    """
+    given: dict[str, Path] = {}
+    for word in models:
+        name, equals, path = word.partition("=")
+        if not equals or not path.strip():
+            raise RecipeError(f"{word!r}: write NAME=MODEL, such as finetuned=runs/synthetic/model.uxnet")
+        if name.strip() not in {entry.name for entry in entries}:
+            there = ", ".join(entry.name for entry in entries) or "none; name them by --networks or --variant"
+            raise RecipeError(f"{word!r}: no network here is called {name.strip()!r}; there are: {there}")
+        given[name.strip()] = Path(path.strip())
+    return tuple(replace(entry, init=given.get(entry.name, entry.init)) for entry in entries)
 
 
 # ---- what is to be done
@@ -91,14 +119,19 @@ def make_units(
     folds: Sequence[int] | None,
     threads: int,
     tolerance_mm: float,
+    init_from: Path | None = None,
 ) -> list[Unit]:
     """Every network on every fold, by folds, then by entries. Units know no cache yet.
 
+    `init_from` is the model that entries begin with that have none of their own.
+
     Raises:
         DatasetError: if the split has no such fold.
+        ModelError: if a model to begin with cannot be read, or is of another network.
         RecipeError: if a network cannot be built or does not take the recipe's patch, or the budget cannot be.
     """
     own = recipe.stages[-1].network
+    taken = [_known(entry, own, init_from) for entry in entries or (Entry(own.name, OWN),)]
     chosen = range(len(split.folds)) if folds is None else list(dict.fromkeys(folds))
     if not chosen:
         raise DatasetError("no fold is named; leave the folds out to take all")
@@ -118,19 +151,60 @@ def make_units(
         "keep": recipe.stages[-1].training.keep,
     }
     made = []
-    for entry in entries or (Entry(own.name, own.name, own.settings),):
+    for entry in taken:
         # The recipe's own network stays as each of its stages has it.
         changed = _with_entry(budgeted, entry) if entries else budgeted
         facts = {"name": entry.name, "network": entry.network, "settings": rounded(dict(entry.settings)), **common}
+        facts |= {"init": beginning(entry.init, entry, changed)} if entry.init else {}
         made.append((entry, changed, facts | _cost(changed, manifest, entry)))
     units = []
     for fold in chosen:
         for entry, changed, facts in made:
             decides = [recipe_to_toml(changed), manifest.labels.to_dict(), facts["split_sha256"], fold, facts["dataset_sha256"], said]
-            key = _sha256(json.dumps([*decides, tolerance_mm]))
+            # Without a model to begin with, keys are what they were before there could be one.
+            begun = [facts["init"]["weights_sha256"]] if entry.init else []
+            key = _sha256(json.dumps([*decides, tolerance_mm, *begun]))
             title = {"name": entry.name, "fold": fold, "key": key}
-            units.append(Unit(entry.name, fold, changed, inspection, out, None, tolerance_mm, False, title | facts))
+            init = entry.init.absolute() if entry.init else None
+            units.append(Unit(entry.name, fold, changed, inspection, out, None, tolerance_mm, False, title | facts, init))
     return units
+
+
+def _known(entry: Entry, own: Network, init_from: Path | None) -> Entry:
+    """The entry with the recipe's own network put in where it says so, and with the model that all begin with where it has none."""
+    if entry.network == OWN:
+        entry = replace(entry, network=own.name, settings={**own.settings, **entry.settings})
+    return replace(entry, init=entry.init or init_from)
+
+
+def beginning(path: Path, entry: Entry, recipe: Recipe) -> dict[str, Any]:
+    """What a record says of the model that a network began with: its file's name, the hash of each stage's weights, its recipe and data.
+
+    Raises:
+        ModelError: if it cannot be read, or is of another network.
+    """
+    model = read_model(path)
+    theirs, ours = ([stage.network.name for stage in r.stages] for r in (model.recipe, recipe))
+    if theirs[: len(ours)] != ours[: len(theirs)]:
+        raise ModelError(f"{path}: its network is {theirs[0]}, that of {entry.name} is {ours[0]}; weights do not fit")
+    return {
+        "model": path.name,
+        "weights_sha256": [str(stage["sha256"]) for stage in model.description["stages"]],
+        "recipe": model.recipe.name,
+        "dataset": str(dict(model.provenance.get("dataset") or {}).get("name", "")),
+    }
+
+
+def warn_of_seen(entries: Sequence[Unit], report: Report) -> None:
+    """Warns of models to begin with that were trained on this very dataset: they may have seen a fold's test cases."""
+    for path in dict.fromkeys(unit.init for unit in entries if unit.init):
+        trained_on = dict(read_model(path).provenance.get("dataset") or {})
+        if dict(trained_on.get("fingerprint") or {}).get("sha256") == entries[0].facts["dataset_sha256"]:
+            report(
+                Warn(
+                    f"{path}: it was trained on this dataset, so test cases may be among those that it has seen; its scores may be too good"
+                )
+            )
 
 
 def _with_budget(recipe: Recipe, budget: Budget, threads: int) -> tuple[Recipe, dict[str, Any]]:
@@ -251,11 +325,20 @@ def records_there(folder: Path, units: Sequence[Unit]) -> dict[str, Path]:
                 f"{path}: this record is of another network of the same name ({record.get('network')} with {record.get('settings')}); "
                 "give the variant another name"
             )
+        if same and record.get("init") != same.get("init"):
+            raise InputError(
+                f"{path}: the network of this record began with {_begun(record.get('init'))}, not with {_begun(same.get('init'))}; "
+                "give the entry another name"
+            )
         unit = by_title.get(path.stem)
         if unit and record.get("key") != unit.facts["key"]:
             raise InputError(f"{path}: this record was made in another way (labels, or the tolerance of the surface Dice); move it away")
         found[path.stem] = path
     return found
+
+
+def _begun(init: Any) -> str:
+    return f"{init['model']} ({init['weights_sha256'][0][:12]})" if isinstance(init, Mapping) else "fresh weights"
 
 
 def _shown(value: Any) -> str:

@@ -51,6 +51,7 @@ def cost(scores: Scores) -> dict[str, Any]:
         "name": scores.name,
         "network": first["network"],
         "settings": first["settings"],
+        **({"init": first["init"]} if first.get("init") else {}),
         "folds": [r["fold"] for r in scores.records],
         "cases": len(scores.cases),
         "parameters": first["parameters"],
@@ -80,6 +81,7 @@ def cost_rows(scores: Sequence[Scores], short: bool = False) -> tuple[list[str],
     for c in map(cost, scores):
         settings = ", ".join(f"{key} = {value}" for key, value in c["settings"].items())
         what = c["network"] if c["network"] != c["name"] else ""
+        settings += f"; begins with {c['init']['model']}" if "init" in c else ""
         rows.append(
             [
                 c["name"],
@@ -118,11 +120,22 @@ def equal_terms(first: Mapping[str, Any]) -> str:
     )
 
 
+def begins(scores: Scores) -> str:
+    """With which weights a network of a cross-validation begins, in a sentence; empty for fresh ones."""
+    init = scores.records[0].get("init")
+    if not init:
+        return ""
+    data = f", trained on {init['dataset']}" if init["dataset"] else ""
+    whose = f"recipe {init['recipe']}{data}; SHA-256 {init['weights_sha256'][0][:12]}"
+    return f"{scores.name} begins with the weights of {init['model']} ({whose}), whose training is not in its budget."
+
+
 def _page(scores: Sequence[Scores], comparison: Comparison | None, first: Mapping[str, Any]) -> str:
     every = sorted({r["fold"] for s in scores for r in s.records})
     missing = [f"{s.name} on fold {fold}" for s in scores for fold in every if fold not in [r["fold"] for r in s.records]]
     title = f"# Cross-validation on {first['dataset']}\n\n"
-    text = title + f"{equal_terms(first)}\n\nMade by `uxnet crossval` from the files in `records/`.\n"
+    begun = "".join(f" {begins(s)}" for s in scores if s.records[0].get("init"))
+    text = title + f"{equal_terms(first)}{begun}\n\nMade by `uxnet crossval` from the files in `records/`.\n"
     if missing:
         text += f"\nNot complete; missing: {', '.join(missing)}.\n"
     text += (

@@ -46,6 +46,7 @@ class Unit:
     inspection: of the dataset, checked once for all units.
     out: the cross-validation's folder; cache: of the prepared cases, None for one of its own.
     facts: what the record begins with: all that is known beforehand, the key among it.
+    init: a model whose weights to begin with.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Unit:
     tolerance_mm: float
     keep_labels: bool
     facts: Mapping[str, Any]
+    init: Path | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -142,6 +144,7 @@ def _done(place: Place, unit: Unit, report: Report) -> Path:
         unit.run,
         fold=unit.fold,
         split=split,
+        init_from=unit.init,
         resume=True,
         device=place.device,
         cache=unit.cache,
@@ -296,7 +299,7 @@ def _cases(evaluation: Evaluation, test: Sequence[Case]) -> list[dict[str, Any]]
 
 def _without_paths(message: str, unit: Unit) -> str:
     """A warning as a file to be shared may hold it."""
-    for folder in (unit.out, unit.manifest.root):
+    for folder in (unit.out, unit.manifest.root, *([unit.init.parent] if unit.init else [])):
         message = message.replace(f"{folder}{os.sep}", "").replace(f"{folder.absolute()}{os.sep}", "")
     return message
 

@@ -18,8 +18,20 @@ from uxnet.experiments.reproduce_records import Trial, read_trials
 from uxnet.experiments.reproduce_scores import score_table
 from uxnet.experiments.reproduce_setup import hyperparameter_table, overview_table
 from uxnet.experiments.reproduce_text import PaperTable, write_table
+from uxnet.experiments.reproduce_transfer import transfer_figure
 
-__all__ = ["TABLES", "PaperTable", "Table", "Trial", "curve_figure", "paper_table", "read_trials", "slice_figure", "write_table"]
+__all__ = [
+    "TABLES",
+    "PaperTable",
+    "Table",
+    "Trial",
+    "curve_figure",
+    "paper_table",
+    "read_trials",
+    "slice_figure",
+    "transfer_figure",
+    "write_table",
+]
 
 Table = Literal["table1", "table2", "table3", "table4", "table5"]
 TABLES: tuple[Table, ...] = ("table1", "table2", "table3", "table4", "table5")

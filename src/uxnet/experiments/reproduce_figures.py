@@ -11,7 +11,7 @@ from uxnet.draw import BANDS, RULE, Band, BandPanel, Plane, ZoomedRow, bands, mo
 from uxnet.errors import InputError
 from uxnet.evaluation.scores import Scores
 from uxnet.evaluation.statistics import mean_of_counted
-from uxnet.experiments.reproduce_records import Trial, network_of, settings_of, settings_text
+from uxnet.experiments.reproduce_records import Trial, init_of, network_of, settings_of, settings_text
 from uxnet.io import read_image, read_labels
 from uxnet.volume import Volume
 
@@ -79,17 +79,18 @@ def _run(record: dict[str, object], over: Over) -> list[tuple[float, float]]:
 def network_titles(scores: Sequence[Scores]) -> dict[str, str]:
     """Name in the records -> what pictures call it: the network's title in the paper; of several the one without settings of its own.
 
-    All others have their own names.
+    All others, and those that begin with the weights of a model, have their own names.
     """
     from uxnet.networks.build import NETWORKS
 
     titles = {s.name: NETWORKS[network_of(s)].title if network_of(s) in NETWORKS else s.name for s in scores}
     usual = {s.name for s in scores if set(settings_of(s)) <= {"size"}}
+    began = {s.name: init_of(s) is not None for s in scores}
     found = {}
     for name, title in titles.items():
         same = [other for other in titles if titles[other] == title]
         first = [other for other in same if other in usual] or same
-        found[name] = title if first == [name] else name
+        found[name] = title if first == [name] and not began[name] else name
     return found
 
 

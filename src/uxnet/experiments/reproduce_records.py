@@ -66,8 +66,14 @@ class Trial:
         return (
             f"{self.letter}: {self.dataset}, recipe {first['recipe']}, {first['protocol']} (split {first['split_sha256'][:8]}), "
             f"patch {'x'.join(map(str, first['patch']))}, {spent} a network and fold, weights of the {kept}; made by uxnet crossval, "
-            "which begins with fresh weights."
+            f"{self._beginnings()}."
         )
+
+    def _beginnings(self) -> str:
+        begun = [f"{s.name} with those of {init['model']}" for s in self.scores if (init := init_of(s))]
+        if len(begun) == len(self.scores):
+            return f"which began {', '.join(begun)}"
+        return "which begins with fresh weights" + (f", {', '.join(begun)}" if begun else "")
 
 
 @dataclass(frozen=True)
@@ -214,10 +220,17 @@ def is_plain(scores: Scores) -> bool:
     return network_of(scores) != "uxnet" or ablation_of(scores) == ABLATED
 
 
+def init_of(scores: Scores) -> Mapping[str, Any] | None:
+    """What the record states of the model that the network began with; None where it began afresh."""
+    return scores.records[0].get("init")
+
+
 def settings_text(scores: Scores) -> str:
-    """The settings as a reader reads them; "defaults" where none is set."""
-    said = ", ".join(f"{key} = {_value(value)}" for key, value in settings_of(scores).items())
-    return said or "defaults"
+    """The settings as a reader reads them, and what the network began with; "defaults" where nothing is set."""
+    said = ", ".join(f"{key} = {_value(value)}" for key, value in settings_of(scores).items()) or "defaults"
+    init = init_of(scores)
+    data = f", trained on {init['dataset']}" if init and init.get("dataset") else ""
+    return f"{said}; begins with {init['model']} ({init['weights_sha256'][0][:12]}{data})" if init else said
 
 
 def _value(value: Any) -> str:

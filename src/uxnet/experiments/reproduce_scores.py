@@ -13,6 +13,7 @@ from uxnet.experiments.paper import Challenge, PaperRow, doubt, paper
 from uxnet.experiments.reproduce_records import (
     ALPHA,
     Trial,
+    init_of,
     is_plain,
     mean_dice,
     network_of,
@@ -45,6 +46,7 @@ FINE_TUNED = (
     "The paper's networks were trained on FLARE 2021 first; a cross-validation begins with fresh weights, so its figures here are those "
     "of training from scratch."
 )
+BEGUN = "The paper's networks were trained on FLARE 2021 first; with which weights ours began stands under What was run."
 
 
 @dataclass(frozen=True)
@@ -291,7 +293,8 @@ def _notes(name: str, trials: Sequence[Trial], chosen: Mapping[str, Sequence[Sco
             said.append(f"{trial.letter}: the networks were not all run on the same folds, so their means are over different cases.")
     if any(network_of(s) == "rapnet" for t in trials for s in chosen[t.letter]):
         said.append("RAP-Net is a method of two phases; by a recipe of one stage it is the network of one phase alone.")
-    return said + ([RERUN, ABSTRACT, SWAPPED] if name == "table1" else [GAIN, FINE_TUNED])
+    begun = any(init_of(s) for t in trials for s in chosen[t.letter])
+    return said + ([RERUN, ABSTRACT, SWAPPED] if name == "table1" else [GAIN, BEGUN if begun else FINE_TUNED])
 
 
 def common_notes(trials: Sequence[Trial]) -> list[str]:

@@ -1,0 +1,101 @@
+"""What beginning with another model's weights is worth: test Dice against the budget, and validation Dice on the way, in one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from uxnet.draw import Band, BandPanel, bands
+from uxnet.errors import InputError
+from uxnet.evaluation.scores import COMMON
+from uxnet.evaluation.statistics import mean_of_counted
+from uxnet.experiments.reproduce_figures import KINDS, NO_RECORDS
+from uxnet.experiments.reproduce_records import Trial
+
+Run = list[tuple[float, float]]
+
+
+def transfer_figure(folder: Path, trials: Sequence[Trial], *, band: Band = "range", note: str = "") -> list[Path]:
+    """Cross-validations that differ in their budgets alone, as curves over it, an entry a curve with a band over folds.
+
+    The first panel: mean Dice of the test cases of each fold, after trainings of several lengths; each point is a training of its own,
+    with a schedule of its own. The second: the validation Dice during the longest.
+
+    Args:
+        folder: gets transfer.png and transfer.svg.
+        note: for the foot of the page.
+
+    Raises:
+        InputError: if there are no records, they differ in more than their budgets, or a file cannot be written.
+    """
+    if not trials:
+        raise InputError(NO_RECORDS)
+    _refuse_others(trials)
+    ordered = sorted(trials, key=lambda trial: _length(trial.facts["budget"]))
+    timed = "core_seconds" in ordered[0].facts["budget"]
+    tested: dict[str, dict[int, Run]] = {}
+    for trial in ordered:
+        for scores in trial.scores:
+            for record in scores.records:
+                point = (_length(trial.facts["budget"]), _test_dice(record))
+                tested.setdefault(scores.name, {}).setdefault(int(record["fold"]), []).append(point)
+    last = ordered[-1]
+    during = {s.name: [_validated(record, timed) for record in s.records] for s in last.scores}
+    unit = "core-seconds" if timed else "steps"
+    panels = [
+        BandPanel("test cases, a training a point", {name: list(folds.values()) for name, folds in tested.items()}),
+        BandPanel(
+            f"validation cases during {_length(last.facts['budget']):g} {unit}", {n: runs for n, runs in during.items() if any(runs)}
+        ),
+    ]
+    said = f"{last.dataset}. Dice: mean over the classes, then over the cases of a fold."
+    paths = [folder / f"transfer{kind}" for kind in KINDS]
+    for path in paths:
+        bands(
+            path,
+            [panel for panel in panels if panel.curves],
+            xlabel=f"{unit} of training",
+            ylabel="Dice",
+            band=band,
+            title="Transfer",
+            note="\n".join(filter(None, (said, note))),
+            names=list(tested),
+        )
+    return paths
+
+
+def _refuse_others(trials: Sequence[Trial]) -> None:
+    first = trials[0]
+    for trial in trials[1:]:
+        differs = [key.removesuffix("_sha256") for key in COMMON if key != "budget" and trial.facts[key] != first.facts[key]]
+        if ("core_seconds" in trial.facts["budget"]) != ("core_seconds" in first.facts["budget"]):
+            differs.append("kind of budget (steps, core-seconds)")
+        if differs:
+            raise InputError(
+                f"the records of {first.letter} ({first.dataset}) and {trial.letter} ({trial.dataset}) differ in {', '.join(differs)}; "
+                "this figure is of cross-validations that differ in their budgets alone"
+            )
+    made: dict[str, Any] = {}
+    for scores in (s for trial in trials for s in trial.scores):
+        record = scores.records[0]
+        what = [record["network"], record["settings"], record.get("init")]
+        if made.setdefault(scores.name, what) != what:
+            raise InputError(f"{scores.name}: under two budgets this name is of different networks, or they began with different weights")
+
+
+def _length(budget: Mapping[str, Any]) -> float:
+    return float(budget["core_seconds"]) if "core_seconds" in budget else float(sum(budget["steps"]))
+
+
+def _test_dice(record: Mapping[str, Any]) -> float:
+    """NaN where no class of any case counts: the point is left out."""
+    cases = [mean_of_counted(values["dice"] for values in case["classes"].values()) for case in record["cases"]]
+    mean = mean_of_counted(cases)
+    return float("nan") if mean is None else float(mean)
+
+
+def _validated(record: Mapping[str, Any], timed: bool) -> Run:
+    threads = int(record.get("threads") or 1)
+    points = [(p["seconds"] if timed else p["step"], p["dice"]) for p in record.get("curve") or []]
+    return [(float(x) * (threads if timed else 1), float(y)) for x, y in points if x is not None and y is not None]
