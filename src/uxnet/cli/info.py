@@ -10,6 +10,7 @@ import tyro
 
 EXAMPLES = """examples:
   uxnet info runs/hippocampus/model.uxnet
+  uxnet info hippocampus                     a model in the box
   uxnet info model.uxnet --json > model.json
 """
 
@@ -18,14 +19,16 @@ def run(
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     *,
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    box: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
 ) -> int:
     """Print what a model is: its networks, labels, channels, preparation, training data, split and scores.
 
     The weights and variants are checked against the hashes that the file declares.
 
     Args:
-        model: a .uxnet file.
+        model: a .uxnet file, or the name of a model in the box if there is no such file or folder.
         json: print the whole description as JSON instead.
+        box: folder of models with cards, instead of the ones that come with uxnet.
     """
     import json as json_module
 
@@ -34,8 +37,9 @@ def run(
     from rich.table import Table
 
     from uxnet.model import read_model, read_variant, read_weights, variants
+    from uxnet.shipped import resolve
 
-    described = read_model(model)
+    described = read_model(resolve(model, box))
     for stage in range(len(described.recipe.stages)):
         read_weights(described, stage)
     for variant in variants(described):

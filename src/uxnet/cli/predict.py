@@ -12,11 +12,15 @@ import tyro
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from uxnet.inference.settings import Mirror
+    from uxnet.events import Report
+    from uxnet.inference.scans import Scan
+    from uxnet.inference.settings import Located, Mirror
     from uxnet.inference.unit import Outcome
     from uxnet.model import Model
+    from uxnet.shipped import Chosen
 
 EXAMPLES = """examples:
+  uxnet predict hippocampus heads/ -o out/                     a model in the box (uxnet models): whole heads, or crops
   uxnet predict model.uxnet scan.nii.gz -o out/
   uxnet predict model.uxnet imagesTs/ more/scan_7.nii.gz -o out/
   uxnet predict model.uxnet scans.json -o out/                 scans.json: {"patient 1": ["t1.nii.gz", "t2.nii.gz"], ...}
@@ -36,6 +40,8 @@ def run(
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="OUT")],
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    region: Literal["auto", "crop", "head"] = "auto",
+    box: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto",
     engine: Literal["auto", "openvino", "torch"] = "auto",
     precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto",
@@ -64,11 +70,15 @@ def run(
     The exit code is 0 if every scan was segmented, else 1.
 
     Args:
-        paths: the model, a .uxnet file (several are folds, whose logits are averaged), and what to segment: NIfTI files, folders of
-            them, or manifests (.json: {"name": "file"} or {"name": ["channel 0", "channel 1"]}).
+        paths: the model, a .uxnet file (several are folds, whose logits are averaged) or the name of one in the box (uxnet models lists
+            them; a file or folder of that name goes before it), and what to segment: NIfTI files, folders of them, or manifests
+            (.json: {"name": "file"} or {"name": ["channel 0", "channel 1"]}).
             Files named NAME_0000, NAME_0001, ... are the channels of one scan.
         output: folder for the label maps.
         overwrite: replace label maps that are there and were made from something else.
+        region: of models in the box that know crops and can be led to them in whole heads: what the scans are. auto goes by their extent
+            in mm. A head in which the structures are not found on both sides, or in absurd places, fails and is named.
+        box: folder of models with cards, instead of the ones that come with uxnet.
         device: auto, cpu, cuda, cuda:N or mps.
         engine: what computes the network; auto takes openvino on a CPU and torch elsewhere.
         precision: of the computation; auto takes bfloat16 where the device has it.
@@ -96,16 +106,17 @@ def run(
     from uxnet.inference.cohort import find_scans, predict, read_models
     from uxnet.inference.memory import parse_size
     from uxnet.inference.settings import Settings
+    from uxnet.shipped import choose
 
-    models = [path for path in paths if path.suffix == ".uxnet"]
-    inputs = [path for path in paths if path.suffix != ".uxnet"]
-    if not models:
-        raise InputError("no model: name at least one .uxnet file, before what is to be segmented")
-    if not inputs:
+    chosen = choose(paths, box)
+    models = list(chosen.models)
+    if not chosen.rest:
         raise InputError("no input: name at least one file or folder to segment, after the model")
     if skip_air and no_skip_air:
         raise InputError("--skip-air and --no-skip-air contradict each other; give one of them, or none for the recipe's choice")
     described = read_models(models)
+    scans = find_scans(chosen.rest, len(described[0].channels))
+    located = _located(chosen, scans, region)
     settings = Settings(
         device=device,
         engine=engine,
@@ -117,9 +128,10 @@ def run(
         largest=_structures(largest, described[0]),
         skip_air=True if skip_air else False if no_skip_air else None,
         memory_limit=None if memory_limit is None else parse_size(memory_limit),
+        located=located,
     )
-    scans = find_scans(inputs, len(described[0].channels))
     with reporting(Console(stderr=True)) as report:
+        _say_what_is_taken(chosen, scans, located, report)
         outcomes = predict(
             models,
             scans,
@@ -180,6 +192,35 @@ def _print_table(console: Console, outcomes: Sequence[Outcome]) -> None:
             f"{outcome.windows / network:.2f}" if outcome.windows and network else "-",
         )
     console.print(table)
+
+
+def _located(chosen: Chosen, scans: Sequence[Scan], region: str) -> Located | None:
+    """How the scans' structures are found first, if the scans are whole ones."""
+    from uxnet.errors import InputError
+    from uxnet.inference.located import are_whole
+    from uxnet.inference.settings import Located
+    from uxnet.shipped import in_the_box, model_file
+
+    if chosen.whole is None:
+        if region == "head":
+            raise InputError(f"--region head: it takes a model {in_the_box(chosen.box)} whose card says how crops are found in a head")
+        return None
+    if region == "crop" or (region == "auto" and not are_whole(scans, chosen.whole)):
+        return None
+    return Located(model_file(chosen.whole.localiser, chosen.box).absolute(), chosen.whole)
+
+
+def _say_what_is_taken(chosen: Chosen, scans: Sequence[Scan], located: Located | None, report: Report) -> None:
+    from uxnet.events import Note
+
+    for path in chosen.models:
+        if path.parent == chosen.box:
+            report(Note(f"{path.stem}: the model in the box, {path}"))
+    if chosen.whole:
+        what = "a whole head" if len(scans) == 1 else "whole heads"
+        crops = "a crop" if len(scans) == 1 else "crops"
+        sides = " and ".join(chosen.whole.sides)
+        report(Note(f"taken for {what}: {sides} are located first" if located else f"taken for {crops} around one {chosen.models[0].stem}"))
 
 
 def _at_least(least: int, number: int, flag: str) -> int:

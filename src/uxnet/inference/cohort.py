@@ -17,6 +17,7 @@ from uxnet.errors import InputError, ModelError
 from uxnet.events import Event, Note, Progress, Report, Warn, silent
 from uxnet.inference.average import Averaged, check_same
 from uxnet.inference.ledger import Making, making, read_ledger, unexplained
+from uxnet.inference.located import labels_of, load_located
 from uxnet.inference.scans import Scan, find_scans
 from uxnet.inference.segmenter import Segmenter, load_segmenter
 from uxnet.inference.settings import Settings, usable_cores
@@ -80,13 +81,19 @@ def predict(
     if part is not None:
         scans = shard(sorted(scans, key=lambda scan: scan.name), part)
     crew = _crew(models if isinstance(models, Segmenter) else paths, settings, workers, cluster, len(scans))
+    if crew.settings.located:
+        if probabilities:
+            raise InputError("probabilities are of crops only, not of whole scans; leave them out, or cut the scans out yourself")
+        paths = [*paths, crew.settings.located.localiser]
+        described = [*described, read_model(crew.settings.located.localiser)]
+    meaning = _meaning(described, crew.settings)
     made_of = making(paths, crew.settings, probabilities)
     units = _units(scans, out, made_of, overwrite)
-    _refuse(units, out / "labels.json", _meaning(described), overwrite)
+    _refuse(units, out / "labels.json", meaning, overwrite)
 
     out.mkdir(parents=True, exist_ok=True)
-    if _read_json(out / "labels.json") != _meaning(described):
-        write_json(out / "labels.json", _meaning(described))
+    if _read_json(out / "labels.json") != meaning:
+        write_json(out / "labels.json", meaning)
     stem = "predict" if part is None else f"predict.{part.replace('/', '-of-')}"
     outcomes: dict[str, Outcome] = {}
     # Closed at once where `report` raises: no worker may write on while its parts are taken away.
@@ -146,7 +153,8 @@ def _crew(models: Segmenter | Sequence[Path], settings: Settings, workers: int |
             settings = replace(settings, threads=max(1, usable_cores() // workers))
     # A second scan in hand would break the limit; in this process each scan's memory and errors are plainly its own.
     abreast = 2 if settings.memory_limit is None and (workers or asked) and scans > 1 else 1
-    return _Crew(functools.partial(load_segmenter, tuple(models), settings), settings, workers, abreast, asked)
+    load = load_located if settings.located else load_segmenter
+    return _Crew(functools.partial(load, tuple(models), settings), settings, workers, abreast, asked)
 
 
 def _loaded(model: Segmenter, report: Report) -> Segmenter:
@@ -278,10 +286,11 @@ def _tell(outcome: Outcome, outcomes: Mapping[str, Outcome], total: int, crew: _
         report(Note(f"{counts['already']} of {total} were done already"))
 
 
-def _meaning(models: Sequence[Model]) -> dict[str, Any]:
+def _meaning(models: Sequence[Model], settings: Settings) -> dict[str, Any]:
     """labels.json: what the values mean, and whose answer they are."""
+    labels = labels_of(models[0].labels, settings.located.whole) if settings.located else models[0].labels
     names = [", ".join(dict.fromkeys(names)) for names in ([m.path.name for m in models], [m.recipe.name for m in models])]
-    meaning: dict[str, Any] = json.loads(json.dumps({**models[0].labels.to_dict(), "model": names[0], "model_name": names[1]}))
+    meaning: dict[str, Any] = json.loads(json.dumps({**labels.to_dict(), "model": names[0], "model_name": names[1]}))
     return meaning
 
 

@@ -54,11 +54,14 @@ class Making:
 
     def difference(self, record: Record) -> str:
         """What a record's outputs were made with that is not so now, in words; empty if there is nothing."""
+        then, now = record.get("settings"), dict(self.settings)
+        ways = ["for a whole one" if isinstance(settings, dict) and "located" in settings else "for a crop" for settings in (then, now)]
+        if ways[0] != ways[1]:  # before the models, of which a whole scan takes one more
+            return f"the scan taken {ways[0]}, not {ways[1]}"
         if record.get("models") != list(self.models):
             return "another model"
         if record.get("uxnet") != self.version:
             return f"uxnet {record.get('uxnet')}, this is {self.version}"
-        then, now = record.get("settings"), dict(self.settings)
         if then != now:
             then = then if isinstance(then, dict) else {}
             name = next((key for key in now if key not in then or then[key] != now[key]), "")

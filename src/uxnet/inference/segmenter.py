@@ -23,6 +23,7 @@ from uxnet.inference.stitch import Engine
 from uxnet.io import read_image, write_probabilities
 from uxnet.labels import Labels
 from uxnet.model import Model, read_model
+from uxnet.shipped import resolve
 from uxnet.volume import Volume
 
 
@@ -120,7 +121,7 @@ def load_model(
     """A model file, ready to segment.
 
     Args:
-        path: a `.uxnet` file.
+        path: a `.uxnet` file, or the name of a model in the box: as it is, without what finds its crops in whole scans.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: "auto", "float32", "bfloat16", "float16" or "int8".
         engine: "auto" (openvino on a CPU, else torch), "openvino" or "torch".
@@ -132,7 +133,8 @@ def load_model(
         DeviceError: if this machine has no such device.
     """
     where = None if cache is None else Path(cache)
-    return load_segmenter([path], Settings(device=device, engine=engine, precision=precision, threads=threads, cache=where))
+    settings = Settings(device=device, engine=engine, precision=precision, threads=threads, cache=where)
+    return load_segmenter([resolve(Path(path))], settings)
 
 
 def load_segmenter(models: Sequence[str | Path], settings: Settings = PLAIN, report: Report = silent) -> Segmenter:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from uxnet.shipped import Whole
+
 
 def usable_cores() -> int:
     """How many cores this process may use, which a cluster or container may have limited."""
@@ -17,6 +19,14 @@ def usable_cores() -> int:
 
 
 Mirror = tuple[bool, bool, bool]
+
+
+@dataclass(frozen=True)
+class Located:
+    """That scans are whole, and where their structures lie is to be found first: the localiser's file, and what the card says."""
+
+    localiser: Path
+    whole: Whole
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class Settings:
     largest: names of the classes of which only the largest connected component is kept.
     skip_air: leave out windows that hold nothing above the recipe's `crop_above`; None takes the recipe's choice.
     memory_limit: bytes that the process may take at its peak; None takes what the machine has free.
+    located: scans are whole heads (or whatever the model in the box says), see `located.py`; None for scans as the model knows them.
     """
 
     device: str = "auto"
@@ -45,6 +56,7 @@ class Settings:
     largest: tuple[str, ...] = ()
     skip_air: bool | None = None
     memory_limit: int | None = None
+    located: Located | None = None
 
     @property
     def cores(self) -> int:
@@ -53,7 +65,9 @@ class Settings:
 
     def deciding(self) -> dict[str, Any]:
         """What can change a label: all but where things lie and how much of the machine is used."""
-        return {key: value for key, value in asdict(self).items() if key not in ("threads", "cache", "memory_limit")}
+        decides = {key: value for key, value in asdict(self).items() if key not in ("threads", "cache", "memory_limit", "located")}
+        # The localiser's content is told among the models.
+        return decides | ({"located": asdict(self.located.whole)} if self.located else {})
 
 
 PLAIN = Settings()

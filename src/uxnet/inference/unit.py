@@ -13,17 +13,29 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from uxnet.errors import Cancelled, UxnetError, VolumeError
 from uxnet.events import Event, Progress, Report, Spent
 from uxnet.inference.ledger import Making, described, is_done
 from uxnet.inference.scans import Scan
-from uxnet.inference.segmenter import Segmenter
+from uxnet.inference.segment import Ready
 from uxnet.io import sha256, write_labels
 from uxnet.records import Record
+from uxnet.volume import Volume
 
-Load = Callable[[Report], Segmenter]
+
+class Segments(Protocol):
+    """What a scan is given to: a `Segmenter`, or a `LocatedSegmenter`."""
+
+    def prepare(self, scan: Sequence[Path], report: Report) -> Ready:
+        """The scan, read and prepared."""
+
+    def segment(self, scan: Ready, report: Report, *, probabilities: Path | None) -> Volume:
+        """Its label map."""
+
+
+Load = Callable[[Report], Segments]
 
 
 @dataclass(frozen=True)
@@ -93,10 +105,10 @@ class Desk:
         self.abreast = abreast
         self.turn = threading.Lock()
         self.loading = threading.Lock()
-        self.loaded: Segmenter | None = None
+        self.loaded: Segments | None = None
         self.measured = reset_peak()
 
-    def segmenter(self, report: Report) -> Segmenter:
+    def segmenter(self, report: Report) -> Segments:
         """The model, loaded.
 
         Raises:

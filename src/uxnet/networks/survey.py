@@ -9,6 +9,8 @@ auxiliary heads run then, and the paper's counter saw them.
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -228,6 +230,12 @@ class _Count:
 
 
 def _count(name: str, in_channels: int, classes: int, patch: Triple, settings: Mapping[str, Any]) -> _Count:
+    return _counted(name, in_channels, classes, patch, json.dumps(settings, sort_keys=True))
+
+
+@functools.cache  # a second or more each, and the same networks stand in several tables
+def _counted(name: str, in_channels: int, classes: int, patch: Triple, as_json: str) -> _Count:
+    settings = json.loads(as_json)
     try:
         # Some constructors draw weights on the CPU all the same: the caller's random numbers are not to be disturbed.
         with torch.random.fork_rng(devices=[]), torch.device("meta"):

@@ -16,11 +16,13 @@ from uxnet.recipe.settings import (
     Training,
 )
 from uxnet.recipe.toml import (
+    from_plain,
     load_recipe,
     recipe_from_dict,
     recipe_names,
     recipe_to_dict,
     recipe_to_toml,
+    to_plain,
     with_network,
     with_overrides,
 )
@@ -39,11 +41,13 @@ __all__ = [
     "Schedule",
     "Stage",
     "Training",
+    "from_plain",
     "load_recipe",
     "recipe_from_dict",
     "recipe_names",
     "recipe_to_dict",
     "recipe_to_toml",
+    "to_plain",
     "with_network",
     "with_overrides",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -57,6 +57,20 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values; keys that are None are left out."""
     data: dict[str, Any] = _plain(recipe)
     return data
+
+
+def from_plain(kind: type[Any], data: Mapping[str, Any]) -> Any:
+    """Plain values, as TOML or JSON give them, as a frozen dataclass of numbers, words, tuples and such dataclasses.
+
+    Raises:
+        RecipeError: naming the key that is unknown, missing or wrong.
+    """
+    return _parse(kind, data, "")
+
+
+def to_plain(value: Any) -> Any:
+    """A frozen dataclass as the plain values that `from_plain` takes; what is None is left out."""
+    return _plain(value)
 
 
 def recipe_to_toml(recipe: Recipe) -> str:
@@ -171,6 +185,8 @@ def _parse_dataclass(kind: Any, value: Any, key: str) -> Any:
         check(name in names, f"{here}{name}", f"unknown key; known are {', '.join(names)}")
     parsed = {name: _parse(hints[name], value[name], f"{here}{name}") for name in names if name in value}
     check(kind is not Recipe or "name" in parsed, "name", "a recipe needs a name")
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING and f.name not in parsed]
+    check(not needed, f"{here}{needed[0] if needed else ''}", "is missing")
     try:
         return kind(**parsed)
     except RecipeError as error:

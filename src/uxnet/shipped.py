@@ -1,0 +1,255 @@
+"""The models in the box: NAME.uxnet and its card, NAME.toml, in one folder of the package (or in any other folder).
+
+A card belongs to one file, whose hash it holds. It says what the model segments, what it was trained on and under which licence, how
+well it does on what, and where it fails. Where the model knows only a part of a scan, the card's table `[whole]` says how that part is
+found in a whole one.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tomli_w
+
+import uxnet
+from uxnet.errors import InputError, ModelError, RecipeError
+from uxnet.io import atomic, is_nifti, sha256
+from uxnet.recipe import from_plain, to_plain
+
+SCHEMA = 1
+BOX = Path(uxnet.__file__).parent / "models"
+MOST_BYTES = 15_000_000
+"""Larger files do not go into the box: everyone who installs the package downloads it."""
+
+NOT_A_DEVICE = "Not a medical device: for research, and not for diagnosis or treatment."
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a model was trained on, and what has to be said of it wherever the weights go."""
+
+    name: str
+    licence: str
+    attribution: str = ""
+    cases: int = 0
+    persons: int = 0
+
+
+@dataclass(frozen=True)
+class Training:
+    """How: the recipe and network by name, learnt numbers, steps and batch of each stage, and the split in words."""
+
+    recipe: str
+    network: str
+    parameters: int
+    steps: tuple[int, ...]
+    batch: tuple[int, ...]
+    precision: str
+    split: str
+    weights: Literal["float32", "float16"] = "float32"
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one structure ("mean": of all): each metric as (mean, low, high), (mean,) without an interval, or () if never scored."""
+
+    structure: str
+    dice: tuple[float, ...] = ()
+    hd95_mm: tuple[float, ...] = ()
+    nsd: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One of the worst cases: its mean Dice, and what went wrong."""
+
+    case: str
+    dice: float
+    what: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores on cases of which `what` says how they stand to the training.
+
+    persons: 0 where it is not known whose the cases are.
+    by: what the intervals were drawn over.
+    failures: the worst cases, the worst first.
+    """
+
+    what: str
+    cases: int
+    persons: int
+    by: Literal["case", "person"]
+    tolerance_mm: float
+    scores: tuple[Score, ...]
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Whole:
+    """How a structure that is on both sides is found in a whole scan by another model, and segmented by one that knows crops.
+
+    localiser: a model in the same box, of labels `sides`.
+    sides: the localiser's labels for left and right.
+    known: the side whose crops the model was trained on; crops of the other are mirrored for it, and its answers back.
+    naming: of the labels, with {side} and {label} to be filled in.
+    crop_mm: the crop, from the structure's centroid: (least, most) to the right, to the front and to the top, of the known side.
+    largest_crop_mm: a scan none of whose sides is longer is a crop already.
+    distance_mm: between the two centroids, what is plausible.
+    volume_ml: of each side, what is plausible.
+    """
+
+    localiser: str
+    sides: tuple[str, str]
+    known: Literal["left", "right"]
+    naming: str
+    crop_mm: tuple[Range, Range, Range]
+    largest_crop_mm: float
+    distance_mm: Range
+    volume_ml: Range
+
+
+@dataclass(frozen=True)
+class Card:
+    """What everyone should know who uses a model; TOML on disk.
+
+    sha256: of the model's file.
+    input: what it expects.
+    made_by: the commands, in their order.
+    """
+
+    title: str
+    description: str
+    sha256: str
+    structures: tuple[str, ...]
+    licence: str
+    intended_use: str
+    input: str
+    data: Data
+    training: Training
+    evaluation: Evaluation
+    not_for: str = NOT_A_DEVICE
+    limits: tuple[str, ...] = ()
+    made_by: tuple[str, ...] = ()
+    whole: Whole | None = None
+    schema: int = field(default=SCHEMA)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a command line means: model files, what is left of its words, and `[whole]` of the first model in the box that has one."""
+
+    models: tuple[Path, ...]
+    rest: tuple[Path, ...]
+    whole: Whole | None
+    box: Path
+
+
+def names(box: Path | None = None) -> list[str]:
+    """The names of the models in the box."""
+    return sorted(path.stem for path in (box or BOX).glob("*.uxnet") if not path.name.startswith("."))
+
+
+def model_file(name: str, box: Path | None = None) -> Path:
+    """The file of a model in the box.
+
+    Raises:
+        ModelError: if there is none of that name; the message lists those that there are.
+    """
+    path = (box or BOX) / f"{name}.uxnet"
+    if name not in names(box):
+        raise ModelError(f"there is no model {name!r} {in_the_box(box)}; give one of them, or a .uxnet file")
+    return path
+
+
+def read_card(name: str, box: Path | None = None) -> Card:
+    """The card of a model in the box.
+
+    Raises:
+        ModelError: if there is no such model, its card is missing or not as expected, or is another file's.
+    """
+    model = model_file(name, box)
+    path = model.with_suffix(".toml")
+    try:
+        card: Card = from_plain(Card, tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ModelError(f"{model}: its card {path.name} is missing beside it") from error
+    except (OSError, ValueError, RecipeError) as error:
+        raise ModelError(f"{path}: not as a card should be ({error})") from error
+    if card.schema != SCHEMA:
+        raise ModelError(f"{path}: a card of schema {card.schema}, this version of uxnet reads {SCHEMA}")
+    if card.sha256 != sha256(model):
+        raise ModelError(f"{path}: it is the card of another file than {model.name} (their sha256 differ); make it anew")
+    return card
+
+
+def write_card(path: Path, card: Card) -> None:
+    """Writes a card, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(tomli_w.dumps(to_plain(card)), encoding="utf-8")
+
+
+def choose(words: Sequence[Path], box: Path | None = None) -> Chosen:
+    """Which words name models: .uxnet files, and names in the box of which there is no file or folder.
+
+    Raises:
+        InputError: if none does; it says what was taken for what.
+        ModelError: if a model's card is not as it should be.
+    """
+    here = box or BOX
+    boxed = [word for word in words if _is_name(word) and word.name in names(box) and not word.exists()]
+    models = [word for word in words if word.suffix == ".uxnet" or word in boxed]
+    if not models:
+        raise InputError(_no_model(words, box))
+    cards = [read_card(word.name, box) for word in boxed]
+    whole = next((card.whole for card in cards if card.whole), None)
+    files = tuple(model_file(word.name, box) if word in boxed else word for word in models)
+    return Chosen(files, tuple(word for word in words if word not in models), whole, here)
+
+
+def resolve(word: Path, box: Path | None = None) -> Path:
+    """The one model that a word means: a path as it is, or a name in the box of which there is no file or folder.
+
+    Raises:
+        ModelError: if it is a name and there is no such model, or a folder of that name hides it.
+    """
+    if not _is_name(word) or word.is_file():
+        return word
+    if word.exists():
+        raise ModelError(_hidden(word, box) if word.name in names(box) else f"{word}: a folder is no model; give a .uxnet file")
+    return model_file(word.name, box)
+
+
+def in_the_box(box: Path | None = None) -> str:
+    """What there is, in words: "in the box (a, b)"."""
+    where = "in the box" if box in (None, BOX) else f"in {box}"
+    return f"{where} ({', '.join(names(box)) or 'it is empty'})"
+
+
+def _is_name(word: Path) -> bool:
+    """Whether a word could be a model's name: one part, and no file's."""
+    return len(word.parts) == 1 and word.suffix not in (".uxnet", ".json") and not is_nifti(word)
+
+
+def _no_model(words: Sequence[Path], box: Path | None) -> str:
+    hidden = [word for word in words if _is_name(word) and word.name in names(box)]
+    if hidden:
+        return _hidden(hidden[0], box)
+    unknown = [word for word in words if _is_name(word) and not word.exists()]
+    if unknown:
+        return f"no model: there is no file {unknown[0]}, and no model of that name {in_the_box(box)}"
+    return f"no model: name at least one .uxnet file, or a model {in_the_box(box)}, before what is to be segmented"
+
+
+def _hidden(word: Path, box: Path | None) -> str:
+    what = "folder" if word.is_dir() else "file"
+    return (
+        f"no model: a {what} {word} is here and is taken instead of the model of that name {in_the_box(box)}; "
+        f"write its file's path ({model_file(word.name, box)}), or call the command in another folder"
+    )
