@@ -18,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/uxnet demo -o demo
 
 test: $(STAMP) lint
-	$(BIN)/pytest tests -n auto $(if $(wildcard $(DATA)),--data $(DATA)) $(PYTEST_ARGS)
+	$(BIN)/pytest tests -n auto --dist loadfile $(if $(wildcard $(DATA)),--data $(DATA)) $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
