@@ -387,6 +387,10 @@ def test_figure_3_over_steps_and_over_seconds(tmp_path):
         assert "Hippocampus (A), 5 folds" in texts
         # 2 threads for 40 s; steps to 400.
         assert ("80" if over == "seconds" else "400") in texts
+    # Of one core's time, each step has its share, whatever the clock on the wall said.
+    alone = made_record("uxnet", 0, {"a": 0.5}, threads=1, budget={"core_seconds": 1200.0, "threads": 1, "validations": "included"})
+    paths = curve_figure(tmp_path / "alone", trials_of(write_records(tmp_path / "of-a-core", [alone])), over="seconds")
+    assert "1200" in re.findall(r"<!-- (.*?) -->", paths[1].read_text(encoding="utf-8"))
     with pytest.raises(InputError, match="needs records"):
         curve_figure(tmp_path, [])
     bare = made_record("uxnet", 0, {"a": 0.5}, curve=[])

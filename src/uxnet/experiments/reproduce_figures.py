@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from uxnet.dataset.manifest import Manifest, read_dataset
 from uxnet.draw import BANDS, RULE, Band, BandPanel, Plane, ZoomedRow, bands, most_different, zoomed_figure
@@ -30,7 +30,8 @@ def curve_figure(folder: Path, trials: Sequence[Trial], *, over: Over = "steps",
 
     Args:
         folder: gets figure3.png and figure3.svg.
-        over: optimiser steps, or core-seconds of training (seconds times threads, validations included).
+        over: optimiser steps, or core-seconds of training (seconds times threads, validations included; of a budget of
+            one core's time, the steps' share of it).
         note: for the foot of the page.
 
     Raises:
@@ -41,7 +42,7 @@ def curve_figure(folder: Path, trials: Sequence[Trial], *, over: Over = "steps",
     panels = []
     for trial in trials:
         titles = network_titles(trial.scores)
-        curves = {titles[s.name]: [_run(dict(record), over) for record in s.records] for s in trial.scores}
+        curves = {titles[s.name]: [_run(record, over) for record in s.records] for s in trial.scores}
         folds = sorted({len(runs) for runs in curves.values()})
         counted = f"{folds[0]} fold{'' if folds[0] == 1 else 's'}" if len(folds) == 1 else f"{folds[0]} to {folds[-1]} folds"
         panels.append(BandPanel(f"{trial.dataset} ({trial.letter}), {counted}", {n: runs for n, runs in curves.items() if any(runs)}))
@@ -64,16 +65,25 @@ def curve_figure(folder: Path, trials: Sequence[Trial], *, over: Over = "steps",
     return paths
 
 
-def _run(record: dict[str, object], over: Over) -> list[tuple[float, float]]:
+def _run(record: Mapping[str, Any], over: Over) -> list[tuple[float, float]]:
     """The validations of a fold; those whose time is not known have no place over seconds."""
-    threads = int(str(record.get("threads") or 1))
     points = []
     curve = record.get("curve")
     for point in curve if isinstance(curve, list) else []:
-        x = point["step"] if over == "steps" else point["seconds"]
+        x = point["step"] if over == "steps" else _core_seconds(point, record)
         if x is not None and point["dice"] is not None:
-            points.append((float(x) * (1 if over == "steps" else threads), float(point["dice"])))
+            points.append((float(x), float(point["dice"])))
     return points
+
+
+def _core_seconds(point: Mapping[str, Any], record: Mapping[str, Any]) -> float | None:
+    """Of training until a validation. A budget of one core's time is shared out evenly over the steps: what a clock on the wall said
+    counts other work on the machine, too.
+    """
+    threads, budget = int(record.get("threads") or 1), record.get("budget", {})
+    if threads == 1 and "core_seconds" in budget:
+        return float(budget["core_seconds"] * point["step"] / record["steps"])
+    return None if point["seconds"] is None else float(point["seconds"] * threads)
 
 
 def network_titles(scores: Sequence[Scores]) -> dict[str, str]:
