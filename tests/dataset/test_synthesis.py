@@ -384,7 +384,7 @@ def test_numbers_that_cannot_be_are_refused(tmp_path, more):
 
 def test_a_real_brain(data_dir, tmp_path):
     """One map of many, at 4 mm: numbered as FreeSurfer does, seven classes, and volumes near the map's own."""
-    root = data_dir / "brain_label_maps"
+    root = (data_dir / "brain_label_maps").resolve()
     if not root.is_dir():
         pytest.skip("no brain_label_maps among the data")
     data = json.loads((root / "dataset.json").read_text())
