@@ -99,7 +99,7 @@ def _print_list(console: Console, cards: dict[str, Card], box: Path | None) -> N
     for name, card in cards.items():
         dice = _figures(next((score.dice for score in card.evaluation.scores if score.structure == "mean"), ()), 3)
         size = f"{_bytes(name, box) / 1e6:.1f} MB"
-        table.add_row(name, escape(", ".join(card.structures)), dice, size, escape(card.licence))
+        table.add_row(name, escape("\n".join(card.structures)), dice, size, escape(card.licence.partition(" (")[0]))
     console.print(table)
     console.print("[dim]uxnet models NAME prints a model's card. Not medical devices.[/]", highlight=False)
 
