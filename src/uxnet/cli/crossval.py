@@ -136,7 +136,7 @@ def show(console: Console, outcomes: Sequence[Outcome], output: Path) -> None:
     from uxnet.cli.compare import show as show_comparison
     from uxnet.cli.compare import table
     from uxnet.evaluation.scores import read_scores, record_files
-    from uxnet.experiments.crossval_summary import begins, compared, cost_rows, equal_terms
+    from uxnet.experiments.crossval_summary import compared, cost_rows, equal_terms
 
     if record_files(output / "records"):
         scores = read_scores([output])
@@ -144,15 +144,14 @@ def show(console: Console, outcomes: Sequence[Outcome], output: Path) -> None:
         comparison = compared(scores)
         if comparison is not None:
             show_comparison(console, comparison)
-        told = " ".join(filter(None, (equal_terms(scores[0].records[0]), *map(begins, scores))))
-        console.print(f"[dim]{escape(told)}[/]", highlight=False)
+        console.print(f"[dim]{escape(equal_terms(scores))}[/]", highlight=False)
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     for outcome in failed:
         console.print(f"[red]failed:[/] {outcome.name} on fold {outcome.fold}: {escape(outcome.error)}", soft_wrap=True, highlight=False)
     already = sum(outcome.status == "already" for outcome in outcomes)
-    done = f"[{'red' if failed else 'green'}]{len(outcomes) - len(failed)} of {len(outcomes)} units done[/]"
-    done += f", {already} of them before" if already else ""
-    console.print(f"{done}; written: {escape(str(output / 'README.md'))}", soft_wrap=True, highlight=False)
+    told = f"[{'red' if failed else 'green'}]{len(outcomes) - len(failed)} of {len(outcomes)} units done[/]"
+    told += f", {already} of them before" if already else ""
+    console.print(f"{told}; written: {escape(str(output / 'README.md'))}", soft_wrap=True, highlight=False)
 
 
 def _names(text: str) -> list[str]:

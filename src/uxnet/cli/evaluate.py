@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from uxnet.evaluation import Evaluation, Score, Summary
+    from uxnet.evaluation import Evaluation, Summary
 
 EXAMPLES = """examples:
   uxnet evaluate predictions/ labelsTs/ -o metrics.json
@@ -115,15 +115,10 @@ def _table(evaluation: Evaluation, interval_below: bool) -> Table:
 
 
 def _cells(summary: Summary, gap: str) -> list[str]:
-    scores = [_cell(summary.dice, 3, gap), _cell(summary.hd95_mm, 2, gap), _cell(summary.nsd, 3, gap)]
+    from uxnet.cli.render import with_interval
+
+    scores = [with_interval(s.interval, digits, gap) for s, digits in ((summary.dice, 3), (summary.hd95_mm, 2), (summary.nsd, 3))]
     return [*scores, str(summary.dice.n), str(summary.missed or "-"), str(summary.false_positives or "-")]
-
-
-def _cell(score: Score, digits: int, gap: str) -> str:
-    mean, low, high = score.interval
-    if mean is None:
-        return "-"
-    return f"{mean:.{digits}f}" + (f"{gap}({low:.{digits}f}-{high:.{digits}f})" if low is not None and high is not None else "")
 
 
 def _legend(evaluation: Evaluation) -> str:

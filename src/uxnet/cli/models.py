@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -90,6 +89,8 @@ def _print_list(console: Console, cards: dict[str, Card], box: Path | None) -> N
     from rich.markup import escape
     from rich.table import Table
 
+    from uxnet.cli.render import with_interval
+
     table = Table(box=boxes.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column("name", no_wrap=True)
     table.add_column("structures", overflow="fold")
@@ -97,7 +98,7 @@ def _print_list(console: Console, cards: dict[str, Card], box: Path | None) -> N
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("licence", overflow="fold")
     for name, card in cards.items():
-        dice = _figures(next((score.dice for score in card.evaluation.scores if score.structure == "mean"), ()), 3)
+        dice = with_interval(next((score.dice for score in card.evaluation.scores if score.structure == "mean"), ()), 3)
         size = f"{_bytes(name, box) / 1e6:.1f} MB"
         table.add_row(name, escape("\n".join(card.structures)), dice, size, escape(card.licence.partition(" (")[0]))
     console.print(table)
@@ -156,23 +157,17 @@ def _print_scores(console: Console, card: Card) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from uxnet.cli.render import with_interval
+
     evaluation = card.evaluation
     table = Table(box=boxes.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column("structure", overflow="fold")
     for title in ("Dice", "HD95 mm", f"NSD {evaluation.tolerance_mm:g} mm"):
         table.add_column(title, justify="right", no_wrap=True)
     for score in evaluation.scores:
-        table.add_row(escape(score.structure), _figures(score.dice, 3), _figures(score.hd95_mm, 2), _figures(score.nsd, 3))
+        table.add_row(escape(score.structure), with_interval(score.dice, 3), with_interval(score.hd95_mm, 2), with_interval(score.nsd, 3))
     console.print(table)
     of = f" of {evaluation.persons} persons" if evaluation.persons else ""
     over = f"{evaluation.cases} cases{of}; mean (95 % bootstrap interval over {evaluation.by}s)"
     console.print(f"[dim]{over}[/]", highlight=False)
     console.print(escape(evaluation.what), highlight=False)
-
-
-def _figures(values: Sequence[Any], digits: int) -> str:
-    """A mean, and its interval where there is one."""
-    if not values:
-        return "-"
-    mean, *interval = (f"{value:.{digits}f}" for value in values)
-    return f"{mean} ({'-'.join(interval)})" if interval else mean

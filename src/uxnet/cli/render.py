@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from uxnet.events import Event, Note, Progress, Report, Warn
@@ -65,6 +65,15 @@ def shown(values: Mapping[str, float | int | str]) -> str:
         else:
             parts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
     return "  ".join(parts)
+
+
+def with_interval(values: Sequence[float | None], digits: int, gap: str = " ") -> str:
+    """A mean, and (low, high) behind it where they are known: "0.875 (0.865-0.883)"; "-" without a mean."""
+    mean, *limits = values or (None,)
+    if mean is None:
+        return "-"
+    low, high = limits or (None, None)
+    return f"{mean:.{digits}f}" + (f"{gap}({low:.{digits}f}-{high:.{digits}f})" if low is not None and high is not None else "")
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uxnet.errors import DatasetError
-from uxnet.io import CHANNEL_NAME, case_name, is_nifti
+from uxnet.io import CHANNEL_NAME, case_name, is_nifti, read_json
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,16 @@ def listed_paths(value: Any, root: Path) -> tuple[Path, ...] | None:
     """The paths under an entry's key: none, one or several; None if it is neither a path nor a list of paths."""
     items = [] if value is None else value if isinstance(value, list) else [value]
     return tuple(root / item for item in items) if all(isinstance(item, str) and item for item in items) else None
+
+
+def person_table(path: Path) -> dict[str, Any]:
+    """What a subjects.json says, {case: person}, alone or under the key "subject"; nothing of it is checked.
+
+    Raises:
+        DatasetError: if it cannot be read.
+    """
+    data = read_json(path, DatasetError)
+    return data["subject"] if isinstance(data.get("subject"), dict) else data
 
 
 def niftis(folder: Path) -> list[Path]:

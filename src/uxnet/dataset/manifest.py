@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from uxnet.dataset.cases import Case, by_name, listed_cases, listed_paths, niftis, some
+from uxnet.dataset.cases import Case, by_name, listed_cases, listed_paths, niftis, person_table, some
 from uxnet.dataset.challenges import Challenge, challenge_in
 from uxnet.errors import DatasetError, LabelsError, VolumeError
 from uxnet.io import CHANNEL_NAME, case_name, read_image, read_json, read_labels
@@ -241,8 +241,7 @@ def _persons_by_pattern(cases: list[Case], root: Path, group_by: str) -> dict[st
 
 
 def _persons_by_table(cases: list[Case], path: Path) -> dict[str, str]:
-    data = read_json(path, DatasetError)
-    table = data["subject"] if isinstance(data.get("subject"), dict) else data
+    table = person_table(path)
     without = [case.name for case in cases if not isinstance(table.get(case.name), str | int)]
     if without:
         raise DatasetError(f"{path}: it names no person for {some(without)}; add them as text or whole numbers")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from uxnet.dataset.cases import by_name, listed_cases, niftis
+from uxnet.dataset.cases import by_name, listed_cases, niftis, person_table
 from uxnet.dataset.merging import Merge, brain_values, choose_merge, freesurfer_pairs, named_pairs, one_sided
 from uxnet.dataset.synthesis import EDITION, Scheme, Synthesis, anatomy, synthetic
 from uxnet.errors import DatasetError, InputError
@@ -304,12 +304,11 @@ def _source(folder: Path) -> dict[str, Any]:
     """Name, licence, reference and persons of the label maps, as far as their folder says them."""
     description, subjects = folder / "dataset.json", folder / "subjects.json"
     data = read_json(description, DatasetError) if description.is_file() else {}
-    persons = read_json(subjects, DatasetError) if subjects.is_file() else {}
     return {
         "name": str(data.get("name") or folder.resolve().name),
         "licence": str(data.get("licence") or data.get("license") or ""),
         "reference": str(data.get("reference") or ""),
-        "persons": persons["subject"] if isinstance(persons.get("subject"), dict) else persons,
+        "persons": person_table(subjects) if subjects.is_file() else {},
     }
 
 

@@ -100,8 +100,9 @@ def cost_rows(scores: Sequence[Scores], short: bool = False) -> tuple[list[str],
     return head, rows
 
 
-def equal_terms(first: Mapping[str, Any]) -> str:
-    """What was the same for all networks, in words, of one of the records."""
+def equal_terms(scores: Sequence[Scores]) -> str:
+    """What was the same for all networks of a cross-validation, and which of them begin with the weights of a model, in words."""
+    first = scores[0].records[0]
     budget = first["budget"]
     if "core_seconds" in budget:
         threads = budget["threads"]
@@ -112,30 +113,26 @@ def equal_terms(first: Mapping[str, Any]) -> str:
     else:
         spent = f"{' and '.join(map(str, budget['steps']))} steps"
     kept = "of the last step" if first["keep"] == "last" else "of the best validation"
-    return (
+    same = (
         f"The same for all networks: cases and folds (`split.json`, {first['protocol']}, persons kept whole), and of the recipe "
         f"`{first['recipe']}` (`recipe.toml`) everything but the network: preparation, patches, augmentation, loss, optimiser, schedule, "
         f"seed. The budget of each is {spent}. The weights that are tested are those {kept}; a fold's test cases are used for "
         "nothing else."
     )
+    return " ".join([same, *(_begins(s.name, s.records[0]["init"]) for s in scores if s.records[0].get("init"))])
 
 
-def begins(scores: Scores) -> str:
-    """With which weights a network of a cross-validation begins, in a sentence; empty for fresh ones."""
-    init = scores.records[0].get("init")
-    if not init:
-        return ""
+def _begins(name: str, init: Mapping[str, Any]) -> str:
     data = f", trained on {init['dataset']}" if init["dataset"] else ""
     whose = f"recipe {init['recipe']}{data}; SHA-256 {init['weights_sha256'][0][:12]}"
-    return f"{scores.name} begins with the weights of {init['model']} ({whose}), whose training is not in its budget."
+    return f"{name} begins with the weights of {init['model']} ({whose}), whose training is not in its budget."
 
 
 def _page(scores: Sequence[Scores], comparison: Comparison | None, first: Mapping[str, Any]) -> str:
     every = sorted({r["fold"] for s in scores for r in s.records})
     missing = [f"{s.name} on fold {fold}" for s in scores for fold in every if fold not in [r["fold"] for r in s.records]]
     title = f"# Cross-validation on {first['dataset']}\n\n"
-    begun = "".join(f" {begins(s)}" for s in scores if s.records[0].get("init"))
-    text = title + f"{equal_terms(first)}{begun}\n\nMade by `uxnet crossval` from the files in `records/`.\n"
+    text = title + f"{equal_terms(scores)}\n\nMade by `uxnet crossval` from the files in `records/`.\n"
     if missing:
         text += f"\nNot complete; missing: {', '.join(missing)}.\n"
     text += (

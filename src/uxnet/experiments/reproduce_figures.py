@@ -42,7 +42,7 @@ def curve_figure(folder: Path, trials: Sequence[Trial], *, over: Over = "steps",
     panels = []
     for trial in trials:
         titles = network_titles(trial.scores)
-        curves = {titles[s.name]: [_run(record, over) for record in s.records] for s in trial.scores}
+        curves = {titles[s.name]: [validations(record, over) for record in s.records] for s in trial.scores}
         folds = sorted({len(runs) for runs in curves.values()})
         counted = f"{folds[0]} fold{'' if folds[0] == 1 else 's'}" if len(folds) == 1 else f"{folds[0]} to {folds[-1]} folds"
         panels.append(BandPanel(f"{trial.dataset} ({trial.letter}), {counted}", {n: runs for n, runs in curves.items() if any(runs)}))
@@ -65,8 +65,8 @@ def curve_figure(folder: Path, trials: Sequence[Trial], *, over: Over = "steps",
     return paths
 
 
-def _run(record: Mapping[str, Any], over: Over) -> list[tuple[float, float]]:
-    """The validations of a fold; those whose time is not known have no place over seconds."""
+def validations(record: Mapping[str, Any], over: Over) -> list[tuple[float, float]]:
+    """The validations of a fold, (steps or core-seconds, mean Dice); those whose time is not known have no place over seconds."""
     points = []
     curve = record.get("curve")
     for point in curve if isinstance(curve, list) else []:

@@ -10,7 +10,7 @@ from uxnet.draw import Band, BandPanel, bands
 from uxnet.errors import InputError
 from uxnet.evaluation.scores import COMMON
 from uxnet.evaluation.statistics import mean_of_counted
-from uxnet.experiments.reproduce_figures import KINDS, NO_RECORDS
+from uxnet.experiments.reproduce_figures import KINDS, NO_RECORDS, validations
 from uxnet.experiments.reproduce_records import Trial
 
 Run = list[tuple[float, float]]
@@ -41,7 +41,7 @@ def transfer_figure(folder: Path, trials: Sequence[Trial], *, band: Band = "rang
                 point = (_length(trial.facts["budget"]), _test_dice(record))
                 tested.setdefault(scores.name, {}).setdefault(int(record["fold"]), []).append(point)
     last = ordered[-1]
-    during = {s.name: [_validated(record, timed) for record in s.records] for s in last.scores}
+    during = {s.name: [validations(record, "seconds" if timed else "steps") for record in s.records] for s in last.scores}
     unit = "core-seconds" if timed else "steps"
     panels = [
         BandPanel("test cases, a training a point", {name: list(folds.values()) for name, folds in tested.items()}),
@@ -93,9 +93,3 @@ def _test_dice(record: Mapping[str, Any]) -> float:
     cases = [mean_of_counted(values["dice"] for values in case["classes"].values()) for case in record["cases"]]
     mean = mean_of_counted(cases)
     return float("nan") if mean is None else float(mean)
-
-
-def _validated(record: Mapping[str, Any], timed: bool) -> Run:
-    threads = int(record.get("threads") or 1)
-    points = [(p["seconds"] if timed else p["step"], p["dice"]) for p in record.get("curve") or []]
-    return [(float(x) * (threads if timed else 1), float(y)) for x, y in points if x is not None and y is not None]

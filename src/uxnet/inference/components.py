@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from uxnet.labels import Labels
 
-_TOUCHING = ndimage.generate_binary_structure(3, 3)
+TOUCHING = ndimage.generate_binary_structure(3, 3)
 """Voxels are connected where they share a face, an edge or a corner (26 neighbours): a thin structure that runs obliquely through the
 grid, a vessel or a nerve, stays whole."""
 
@@ -60,7 +60,7 @@ def _keep_largest_in(values: NDArray[Any], members: Sequence[int], background: i
     for part, slab in _slabs(values):
         mask[part] = np.isin(slab, members)
     pieces = np.empty(values.shape, dtype=np.int32)
-    count = ndimage.label(mask, _TOUCHING, output=pieces)
+    count = ndimage.label(mask, TOUCHING, output=pieces)
     if count < 2:
         return
     sizes = np.zeros(count + 1, dtype=np.int64)

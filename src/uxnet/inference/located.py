@@ -325,7 +325,9 @@ def _largest(mask: NDArray[np.bool_], geometry: Geometry) -> Site | None:
     """The largest component, 26 neighbours connected; None if the mask is empty."""
     from scipy import ndimage  # here, since crops need not wait for its import
 
-    pieces, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    from uxnet.inference.components import TOUCHING
+
+    pieces, count = ndimage.label(mask, TOUCHING)
     if not count:
         return None
     sizes = np.bincount(pieces.ravel())[1:]
