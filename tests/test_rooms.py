@@ -30,7 +30,7 @@ LIBRARIES = {
         "convert()",
         "cli()",
     ],
-    "monai": ["networks", "training/losses.py"],
+    "monai": ["networks"],
     "lightning_fabric": ["training/engine.py"],
     "tensorboard": ["training/board.py()"],
     "matplotlib": ["draw"],

@@ -150,9 +150,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        # Plain numbers that code reads back (MONAI's loss counts axes with a tensor) have to be real.
-        plain = bool(given) or func.overloadpacket is torch.ops.aten.arange
-        if plain and not any(isinstance(t, FakeTensor) for t in given):
+        # What is real stays so: numbers that code reads back.
+        if given and not any(isinstance(t, FakeTensor) for t in given):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
         out = func(*args, **kwargs)
