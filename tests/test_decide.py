@@ -12,7 +12,7 @@ from scipy import ndimage
 from uxnet import decide
 from uxnet.decide import restore_logits
 from uxnet.errors import VolumeError
-from uxnet.geometry import Box, Geometry
+from uxnet.geometry import Box, Geometry, axis_order
 from uxnet.labels import Label, Labels, Region
 from uxnet.prepare import covered, prepare
 from uxnet.recipe import Intensity, Preparation
@@ -44,7 +44,8 @@ def oracle(logits, trail):
     where = covered(trail)
     scale, shift = mapping(trail.prepared, where.apply_to(trail.oriented))
     made = [ndimage.affine_transform(c.astype(np.float64), scale, shift, where.shape, order=1, mode="nearest") for c in logits]
-    return np.stack([trail.order.inverse.apply(c) for c in made])
+    back = axis_order(trail.oriented, trail.geometry.orientation)
+    return np.stack([back.apply(c) for c in made])
 
 
 def smooth(shape, channels, seed, sigma):

@@ -1,5 +1,7 @@
 """The way out and the way back: nothing moves in space, and labels come home as they went."""
 
+import re
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -377,3 +379,12 @@ def test_channels_and_entries_that_do_not_fit_are_refused_by_name():
     volume = Volume(np.zeros((3, 2, 2, 2), np.float32), Geometry((2, 2, 2), np.eye(4)))
     with pytest.raises(VolumeError, match=r"memory: it has 3 channels.* 2"):
         prepare(volume, Preparation(intensity=(Intensity(), Intensity())))
+
+
+@pytest.mark.parametrize("mm", [1e-3, 150.0, 1e25])
+def test_an_absurd_spacing_is_refused_by_name(mm):
+    volume = Volume(np.zeros((1, 4, 4, 4), np.float32), Geometry((4, 4, 4), np.diag([1.0, mm, 1, 1])))
+    with pytest.raises(VolumeError, match=re.escape(f"memory: its spacing is 1 x {mm:g} x 1 mm (RAS), and 1 x 1 x 1 mm are asked for")):
+        prepare(volume, Preparation(spacing_mm=(1.0, 1.0, 1.0)))
+    # Where nothing is resampled, it is nobody's business.
+    assert prepare(volume, Preparation())[0].shape == (1, 4, 4, 4)

@@ -184,6 +184,15 @@ def test_overrides_reach_every_stage(override, get, value):
     assert recipe_from_dict({"name": "x", "stages": [{}, {"prior": {}}]}) == TWO  # and not the recipe they were made from
 
 
+@pytest.mark.parametrize(
+    "override", ["training.seed=-1", f"training.seed={2**63}", "optimiser.betas=[0.9, 1.0]", "optimiser.betas=[-0.1, 0.9]"]
+)
+def test_what_numpy_or_torch_would_stumble_over_is_refused(override):
+    key = override.split("=")[0].replace(".", r"\.")
+    with pytest.raises(RecipeError, match=rf"stages\[0\]\.{key}: must"):
+        with_overrides(TWO, [override])
+
+
 def test_overrides_reach_one_stage_or_the_recipe_and_the_last_one_counts():
     overrides = ["stages.1.training.steps=7", "name=y", "description=short and sweet", "training.seed=1", "training.seed=2"]
     changed = with_overrides(TWO, overrides)

@@ -1,3 +1,4 @@
+import errno
 import functools
 import itertools
 import json
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from job_units import count, make_meeting, meet, plain, unit, unmakeable
 
-from uxnet.errors import Cancelled, InputError, UxnetError, VolumeError
+from uxnet.errors import Cancelled, InputError, UsageError, UxnetError, VolumeError
 from uxnet.events import Note, Progress
 from uxnet.geometry import Geometry
 from uxnet.io import read_geometry
@@ -69,6 +70,27 @@ def test_records_are_kept_by_what_they_say(tmp_path):
         keep_records(path, lambda record: record["epoch"] > 0)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file on a full disk")
+def test_a_full_disk_is_said(tmp_path):
+    path = tmp_path / "run.jsonl"
+    path.symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"run\.jsonl: a record cannot be written \(No space left on device\).*go on"):
+        append_record(path, {"step": 1})
+
+
+def test_what_cannot_be_rewritten_stays_and_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "run.jsonl"
+    append_record(path, {"step": 1})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("uxnet.io.files.os.replace", full)
+    with pytest.raises(InputError, match=r"run\.jsonl.*No space left"):
+        keep_records(path, lambda record: False)
+    assert read_records(path) == [{"step": 1}]
 
 
 # Jobs. Other processes find their functions by import: they are uxnet's own, the standard library's, and those of support/job_units.py.
@@ -289,5 +311,5 @@ def test_shards_are_disjoint_and_together_everything(parts):
 
 @pytest.mark.parametrize("which", ["0/4", "5/4", "a", "", "1", "1/0", "0/0", "-1/4", "1/4/2", "1.5/4", "1/ 4", "1/4\n"])
 def test_what_is_no_shard(which):
-    with pytest.raises(InputError, match="is no shard; write i/n"):
+    with pytest.raises(UsageError, match="is no shard; write i/n"):
         shard(range(10), which)

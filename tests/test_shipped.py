@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from made_cards import CARD, fill
+from made_heads import WHOLE
 
 import uxnet
-from uxnet.errors import InputError, ModelError
+from uxnet.errors import InputError, ModelError, UsageError
 from uxnet.io import sha256
 from uxnet.model import read_model
 from uxnet.recipe import from_plain
@@ -92,6 +93,34 @@ def test_a_word_is_a_path_before_it_is_a_name(tmp_path, tiny_model, monkeypatch)
             call()
     # With another model there is no doubt: it is to be segmented.
     assert choose([file, Path("tiny")], box).rest == (Path("tiny"),)
+
+
+def test_a_path_means_what_the_name_does(tmp_path, tiny_model, monkeypatch):
+    """Else a whole head would be segmented as a crop, without a word."""
+    box = tmp_path / "box"
+    fill(box, "thing", tiny_model(), whole=WHOLE)
+    monkeypatch.chdir(tmp_path)
+    scan = Path("scan.nii.gz")
+    by_name = choose([Path("thing"), scan], box)
+    assert by_name.whole == WHOLE
+    assert choose([box / "thing.uxnet", scan], box) == by_name
+    for path in (Path("box/thing.uxnet"), box / ".." / "box" / "thing.uxnet"):
+        assert choose([path, scan], box).whole == WHOLE
+    (box / "thing.toml").unlink()
+    with pytest.raises(ModelError, match=r"its card thing\.toml is missing beside it"):
+        choose([box / "thing.uxnet", scan], box)
+
+
+def test_the_card_beside_any_file_counts_if_it_is_its_own(tmp_path, tiny_model):
+    elsewhere, scan = tmp_path / "elsewhere", Path("scan.nii.gz")
+    fill(elsewhere, "thing", tiny_model(), whole=WHOLE)
+    chosen = choose([elsewhere / "thing.uxnet", scan])
+    assert (chosen.whole, chosen.box) == (WHOLE, elsewhere)  # its localiser is where it is
+    for another in ("learning_rate = 1\n", (elsewhere / "thing.toml").read_text().replace('sha256 = "', 'sha256 = "0')):
+        (elsewhere / "thing.toml").write_text(another)
+        assert choose([elsewhere / "thing.uxnet", scan]).whole is None
+    with pytest.raises(UsageError, match=r"name at least one \.uxnet file"):
+        choose([scan])
 
 
 def test_python_takes_a_name_too(tmp_path, tiny_model, monkeypatch):

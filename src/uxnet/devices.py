@@ -54,7 +54,10 @@ def cpu_computes_bfloat16() -> bool:
 
 
 def in_fast_memory(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with its weights in the memory layout in which the device convolves fastest: channels last, but for MPS."""
-    if device.type == "mps":
-        return network
-    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]  # torch does not annotate it
+    """The network with its weights in the memory layout in which the device computes it fastest: channels last on CPUs.
+
+    On an H200 (torch 2.11.0, bfloat16, 96^3) a training step in channels-last memory took 1.05 times as long for the 3D UX-Net, 1.3 for
+    nnU-Net's network and 1.14 for SwinUNETR: single dense convolutions gain, norms and depthwise convolutions lose more.
+    """
+    layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
+    return network.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]  # torch does not annotate it

@@ -4,7 +4,8 @@
     |-- InputError           a file or folder that someone handed over; names it
     |   |-- VolumeError      an image or label map that cannot be read, written or trusted
     |   |-- DatasetError     a dataset whose cases or description do not fit
-    |   `-- ModelError       a model file that is damaged, of another version, or does not fit the input
+    |   |-- ModelError       a model file that is damaged, of another version, or does not fit the input
+    |   `-- UsageError       arguments that are wrong by themselves or contradict each other; the command line exits with 2
     |-- LabelsError          a set of labels that contradicts itself, or values outside it
     |-- RecipeError          a recipe with a wrong key or value; names the key
     |-- DeviceError          a device or precision that this machine does not have
@@ -38,6 +39,10 @@ class DatasetError(InputError):
 
 class ModelError(InputError):
     """A model file is damaged, of another version, or does not fit the input."""
+
+
+class UsageError(InputError):
+    """Arguments are wrong by themselves, whatever files and machine they are given for, or contradict each other."""
 
 
 class LabelsError(UxnetError):

@@ -42,7 +42,14 @@ class Spent:
     seconds: float
 
 
-Event = Progress | Note | Warn | Spent
+@dataclass(frozen=True)
+class Kept:
+    """Where a prediction keeps what later windows will add to ("memory", "half", "file"), decided by the memory that there is."""
+
+    where: str
+
+
+Event = Progress | Note | Warn | Spent | Kept
 Report = Callable[[Event], None]
 
 

@@ -98,15 +98,6 @@ class AxisOrder:
     axes: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
 
-    @property
-    def inverse(self) -> AxisOrder:
-        """The reorientation that takes the result back."""
-        axes = [0, 0, 0]
-        flips = [False, False, False]
-        for a, (axis, flip) in enumerate(zip(self.axes, self.flips, strict=True)):
-            axes[axis], flips[axis] = a, flip
-        return AxisOrder((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
-
     def apply(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array (..., I, J, K) in the new order: a view, no copy."""
         lead = array.ndim - 3

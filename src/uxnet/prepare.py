@@ -25,6 +25,9 @@ from uxnet.volume import Image, Source, Volume
 
 Indices = NDArray[np.unsignedinteger[Any]]
 
+# So many times the spacing of the network no scan has: the finest specimens have 0.05 mm, the coarsest grids are of 4 mm.
+_ABSURD = 100
+
 
 @dataclass(frozen=True)
 class Trail:
@@ -67,12 +70,13 @@ def prepare(volume: Volume, preparation: Preparation, threads: int = 1) -> tuple
         The image, (C, I', J', K') float32, on the grid `trail.prepared`; and the trail back.
 
     Raises:
-        VolumeError: if the number of channels and of intensity entries do not fit.
+        VolumeError: if the number of channels and of intensity entries do not fit, or the scan's spacing is absurd beside the one asked
+            for.
     """
     entries = one_each(volume.channels, preparation.intensity, volume.name)
     order = axis_order(volume.geometry, preparation.orientation)
     oriented = order.apply(volume.array)
-    grid = _grid(order.apply_to(volume.geometry), preparation)
+    grid = _grid(order.apply_to(volume.geometry), preparation, volume.name)
     box = _crop_box(oriented, order.apply_to(volume.geometry), grid, preparation.crop_above)
     trail = Trail(volume.geometry, volume.source, order, grid, box)
 
@@ -115,8 +119,18 @@ def restore(indices: Indices, trail: Trail, labels: Labels, interpolation: str =
     return _finish(labels.decode(part), where, trail, labels)
 
 
-def _grid(oriented: Geometry, preparation: Preparation) -> Geometry:
-    return resampled(oriented, preparation.spacing_mm) if preparation.spacing_mm else oriented
+def _grid(oriented: Geometry, preparation: Preparation, name: str) -> Geometry:
+    if not preparation.spacing_mm:
+        return oriented
+    ratios = [has / wanted for has, wanted in zip(oriented.spacing_mm, preparation.spacing_mm, strict=True)]
+    # Not left to the resampling: it would give a grid that no memory holds, or one of a single voxel.
+    if max(ratios) > _ABSURD or min(ratios) < 1 / _ABSURD:
+        here, there = (" x ".join(f"{mm:g}" for mm in spacing) for spacing in (oriented.spacing_mm, preparation.spacing_mm))
+        raise VolumeError(
+            f"{name}: its spacing is {here} mm ({preparation.orientation}), and {there} mm are asked for: over {_ABSURD} times as much or "
+            "as little; correct its affine, which may be in another unit than mm"
+        )
+    return resampled(oriented, preparation.spacing_mm)
 
 
 def _crop_box(image: NDArray[Any], oriented: Geometry, grid: Geometry, above: float | None) -> Box:

@@ -8,22 +8,30 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from uxnet.errors import InputError
 from uxnet.io import atomic
 
 Record = dict[str, Any]
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Adds a line and hands it to the disk."""
+    """Adds a line and hands it to the disk.
+
+    Raises:
+        InputError: if it cannot be written; what was recorded before stays.
+    """
     line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            # A line that a crash cut off must not take this one with it.
-            line = line if file.read() == b"\n" else b"\n" + line
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                # A line that a crash cut off must not take this one with it.
+                line = line if file.read() == b"\n" else b"\n" + line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _not_written(path, error) from error
 
 
 def read_records(path: Path) -> list[Record]:
@@ -42,9 +50,23 @@ def read_records(path: Path) -> list[Record]:
 
 
 def keep_records(path: Path, keep: Callable[[Record], bool]) -> None:
-    """Rewrites the file with only the records for which `keep` holds, whole or not at all."""
+    """Rewrites the file with only the records for which `keep` holds, whole or not at all.
+
+    Raises:
+        InputError: if it cannot be written; it stays as it was.
+    """
     if not path.exists():
         return
     kept = [r for r in read_records(path) if keep(r)]
-    with atomic(path) as temporary:
-        temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")
+    try:
+        with atomic(path) as temporary:
+            temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path}: a record cannot be written ({error.strerror or error}); those before it are kept: see to the disk (its room, the rights "
+        "to write there), and go on with what was interrupted"
+    )

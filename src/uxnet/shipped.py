@@ -16,7 +16,7 @@ from typing import Literal
 import tomli_w
 
 import uxnet
-from uxnet.errors import InputError, ModelError, RecipeError
+from uxnet.errors import InputError, ModelError, RecipeError, UsageError
 from uxnet.io import atomic, is_nifti, sha256
 from uxnet.recipe import from_plain, to_plain
 
@@ -143,7 +143,10 @@ class Card:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a command line means: model files, what is left of its words, and `[whole]` of the first model in the box that has one."""
+    """What a command line means: model files, what is left of its words, and `[whole]` of the first model whose card has one.
+
+    box: where that card's localiser is: the folder of the model, in a box or not.
+    """
 
     models: tuple[Path, ...]
     rest: tuple[Path, ...]
@@ -198,19 +201,21 @@ def write_card(path: Path, card: Card) -> None:
 def choose(words: Sequence[Path], box: Path | None = None) -> Chosen:
     """Which words name models: .uxnet files, and names in the box of which there is no file or folder.
 
+    The path of a model in the box means what its name does. Of other files a card counts if it lies beside them and holds their hash.
+
     Raises:
         InputError: if none does; it says what was taken for what.
-        ModelError: if a model's card is not as it should be.
+        ModelError: if the card of a model in the box is not as it should be.
     """
     here = box or BOX
     boxed = [word for word in words if _is_name(word) and word.name in names(box) and not word.exists()]
     models = [word for word in words if word.suffix == ".uxnet" or word in boxed]
     if not models:
-        raise InputError(_no_model(words, box))
-    cards = [read_card(word.name, box) for word in boxed]
-    whole = next((card.whole for card in cards if card.whole), None)
+        raise _no_model(words, box)
     files = tuple(model_file(word.name, box) if word in boxed else word for word in models)
-    return Chosen(files, tuple(word for word in words if word not in models), whole, here)
+    cards = [(file.parent, _card_of(file, here)) for file in files]
+    whole, found_in = next(((card.whole, folder) for folder, card in cards if card and card.whole), (None, here))
+    return Chosen(files, tuple(word for word in words if word not in models), whole, found_in)
 
 
 def resolve(word: Path, box: Path | None = None) -> Path:
@@ -232,19 +237,29 @@ def in_the_box(box: Path | None = None) -> str:
     return f"{where} ({', '.join(names(box)) or 'it is empty'})"
 
 
+def _card_of(file: Path, box: Path) -> Card | None:
+    """The card of a model's file: every one in the box must have one; elsewhere what lies beside it may be anything."""
+    if file.parent.resolve() == box.resolve() and file.stem in names(box):
+        return read_card(file.stem, box)
+    try:
+        return read_card(file.stem, file.parent)
+    except ModelError:
+        return None
+
+
 def _is_name(word: Path) -> bool:
     """Whether a word could be a model's name: one part, and no file's."""
     return len(word.parts) == 1 and word.suffix not in (".uxnet", ".json") and not is_nifti(word)
 
 
-def _no_model(words: Sequence[Path], box: Path | None) -> str:
+def _no_model(words: Sequence[Path], box: Path | None) -> InputError:
     hidden = [word for word in words if _is_name(word) and word.name in names(box)]
     if hidden:
-        return _hidden(hidden[0], box)
+        return InputError(_hidden(hidden[0], box))
     unknown = [word for word in words if _is_name(word) and not word.exists()]
     if unknown:
-        return f"no model: there is no file {unknown[0]}, and no model of that name {in_the_box(box)}"
-    return f"no model: name at least one .uxnet file, or a model {in_the_box(box)}, before what is to be segmented"
+        return InputError(f"no model: there is no file {unknown[0]}, and no model of that name {in_the_box(box)}")
+    return UsageError(f"no model: name at least one .uxnet file, or a model {in_the_box(box)}, before what is to be segmented")
 
 
 def _hidden(word: Path, box: Path | None) -> str:

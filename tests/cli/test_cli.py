@@ -72,7 +72,6 @@ def test_wrong_arguments(capsys, verb):
     "arguments",
     [
         ("predict", "{tmp}/none.uxnet", "{tmp}", "-o", "{tmp}/out"),
-        ("predict", "{tmp}/not-a-model", "{tmp}", "-o", "{tmp}/out"),
         ("predict", "{model}", "{tmp}/none.nii.gz", "-o", "{tmp}/out"),
         ("predict", "{model}", "{tmp}/scan.nii.gz", "-o", "{tmp}"),
         ("predict", "{model}", "{tmp}/scan.nii.gz", "-o", "{tmp}/not-a-model"),
@@ -86,7 +85,6 @@ def test_wrong_arguments(capsys, verb):
         ("train", "{tmp}", "--recipe", "no such recipe", "-o", "{tmp}/run"),
         ("train", "{tmp}", "--recipe", "hippocampus", "--set", "training.stepz=1", "-o", "{tmp}/run"),
         ("train", "{tmp}", "--recipe", "hippocampus", "--set", "training.steps", "-o", "{tmp}/run"),
-        ("demo", "--data", "{tmp}", "-o", "{tmp}/demo"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_1(capsys, tmp_path, tiny_model, arguments):
@@ -101,6 +99,23 @@ def test_errors_are_one_line_and_exit_code_1(capsys, tmp_path, tiny_model, argum
     assert lines[0].startswith(f"uxnet {arguments[0]}: ")
     assert said.err.splitlines()[-1] == lines[0]
     assert not (tmp_path / "scan.nii").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "{tmp}/not-a-model", "{tmp}", "-o", "{tmp}/out"),
+        ("demo", "--data", "{tmp}", "-o", "{tmp}/demo"),
+        ("evaluate", "{tmp}", "{tmp}", "-o", "{tmp}/metrics.csv"),
+        ("plan", "{tmp}", "-o", "{tmp}/recipe.toml", "--spacing", "1", "0", "1"),
+    ],
+)
+def test_arguments_that_are_wrong_by_themselves_are_one_line_and_exit_code_2(capsys, tmp_path, arguments):
+    (tmp_path / "not-a-model").write_bytes(b"something else")
+    assert run(*[a.format(tmp=tmp_path) for a in arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"uxnet {arguments[0]}: ")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("how", [KeyboardInterrupt, Cancelled])

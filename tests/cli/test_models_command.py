@@ -61,7 +61,7 @@ def test_listing_imports_no_torch():
 
 
 def test_making_a_card_needs_all_its_parts(capsys, tmp_path, tiny_model):
-    assert run("models", "thing", "--make", tiny_model(), "-o", tmp_path) == 1
+    assert run("models", "thing", "--make", tiny_model(), "-o", tmp_path) == 2
     assert "give a name, --make MODEL, --records, --facts and --output" in capsys.readouterr().err
 
 
@@ -117,6 +117,19 @@ def test_heads_are_segmented_by_name_and_a_bad_one_is_named(capsys, tmp_path, bo
     assert "exists already, and it was made with the scan taken for a whole one, not for a crop" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", ["thing", "{box}/thing.uxnet"])
+def test_a_head_is_known_for_one_however_the_model_is_named(capsys, tmp_path, box, heads, given):
+    volume = head()
+    write_image(tmp_path / "a.nii.gz", volume)
+    command = ["predict", given.format(box=box), tmp_path / "a.nii.gz", "-o", tmp_path / "out", "--workers", "0"]
+    # A path needs no --box: its card and localiser lie beside it.
+    assert run(*command, *(["--box", box] if given == "thing" else [])) == 0
+    said = capsys.readouterr().err
+    assert "thing: the model in the box" in said
+    assert "taken for a whole head: left thing and right thing are located first" in said
+    np.testing.assert_array_equal(read_labels(tmp_path / "out" / "a.nii.gz").array[0], reference(volume))
+
+
 def test_what_heads_cannot_have_is_refused_before_anything_is_done(capsys, tmp_path, box, heads):
     write_image(tmp_path / "a.nii.gz", head())
     scan(tmp_path / "b.nii.gz")
@@ -128,7 +141,7 @@ def test_what_heads_cannot_have_is_refused_before_anything_is_done(capsys, tmp_p
         assert run("predict", "thing", tmp_path / "a.nii.gz", *more, *options) == 1
         assert words in capsys.readouterr().err
     other = ["predict", box / "finder.uxnet", tmp_path / "a.nii.gz", "-o", tmp_path / "out", "--region", "head"]
-    assert run(*other) == 1
+    assert run(*other) == 2
     assert "--region head: it takes a model in the box" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -109,20 +109,20 @@ def test_the_largest_patch_still_fits_the_screen(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "code", "said"),
     [
-        (("--patch", 0, 96, 96), "patch: sides must be three whole numbers from 1 to 4096, not [0, 96, 96]"),
-        (("--patch", 96, 96, 10**20), "patch: sides"),
-        (("--patch", -1, 96, 96), "patch: sides"),
-        (("--classes", 0), "classes: must be a whole number from 1"),
-        (("--in-channels", 0), "in_channels: must be a whole number from 1"),
-        (("--ablations", "--patch", 0, 96, 96), "patch: sides"),
-        (("--patch", 8, 8, 8), "patch: rapnet cannot be counted at 8x8x8"),
+        (("--patch", 0, 96, 96), 2, "patch: sides must be three whole numbers from 1 to 4096, not [0, 96, 96]"),
+        (("--patch", 96, 96, 10**20), 2, "patch: sides"),
+        (("--patch", -1, 96, 96), 2, "patch: sides"),
+        (("--classes", 0), 2, "classes: must be a whole number from 1"),
+        (("--in-channels", 0), 2, "in_channels: must be a whole number from 1"),
+        (("--ablations", "--patch", 0, 96, 96), 2, "patch: sides"),
+        (("--patch", 8, 8, 8), 1, "patch: rapnet cannot be counted at 8x8x8"),
     ],
 )
 @pytest.mark.parametrize("more", [(), ("--json",)])
-def test_errors_are_one_line_and_exit_code_1(capsys, arguments, said, more):
-    assert run(*arguments, *more) == 1
+def test_errors_are_one_line_and_a_code(capsys, arguments, code, said, more):
+    assert run(*arguments, *more) == code
     got = capsys.readouterr()
     assert got.out == ""
     assert got.err.startswith("uxnet networks: ")

@@ -155,15 +155,15 @@ def test_too_little_memory_says_what_would_do(coarse_dataset, tmp_path, capsys):
 def test_what_is_refused(tiny_dataset, coarse_dataset, tmp_path, capsys):
     there = tmp_path / "there.toml"
     there.write_text("mine")
-    for arguments, says in (
-        ((tiny_dataset, "-o", there), "is there already"),
-        ((tiny_dataset, "-o", tmp_path), "ends in .toml"),
-        ((tiny_dataset, "-o", tmp_path / "a.toml", "--memory", "much"), "no amount of memory"),
-        ((tiny_dataset, "-o", tmp_path / "a.toml", "--steps", "0"), "above 0"),
-        ((tiny_dataset, "-o", tmp_path / "a.toml", "--network", "vnet"), "no network 'vnet'"),
-        ((tmp_path, "-o", tmp_path / "a.toml"), "no dataset.json"),
+    for arguments, code, says in (
+        ((tiny_dataset, "-o", there), 1, "is there already"),
+        ((tiny_dataset, "-o", tmp_path), 2, "ends in .toml"),
+        ((tiny_dataset, "-o", tmp_path / "a.toml", "--memory", "much"), 2, "no amount of memory"),
+        ((tiny_dataset, "-o", tmp_path / "a.toml", "--steps", "0"), 2, "above 0"),
+        ((tiny_dataset, "-o", tmp_path / "a.toml", "--network", "vnet"), 1, "no network 'vnet'"),
+        ((tmp_path, "-o", tmp_path / "a.toml"), 1, "no dataset.json"),
     ):
-        assert run(*arguments, "--device", "cpu") == 1
+        assert run(*arguments, "--device", "cpu") == code
         assert says in capsys.readouterr().err
     assert there.read_text() == "mine"
     assert not (tmp_path / "a.toml").exists()

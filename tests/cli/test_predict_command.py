@@ -122,28 +122,29 @@ def test_words_for_settings(asked, tmp_path, tiny_model, given, name, value):
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("given", "code", "words"),
     [
-        ("{scan}", "no model: name at least one .uxnet file"),
-        ("{model}", "no input: name at least one file or folder"),
-        ("{model} {tmp}/none.uxnet {scan}", "none.uxnet: there is no such model file"),
-        ("{model} {two} {scan}", "2.uxnet: "),
-        ("{model} {scan} --mirror left", "--mirror 'left': give none, recipe, or letters of i, j and k"),
-        ("{model} {scan} --mirror ii", "--mirror 'ii'"),
-        ("{model} {scan} --largest liver", "--largest 'liver': the model knows no such structure, but bright, dark"),
-        ("{model} {scan} --overlap 1", "--overlap 1: "),
-        ("{model} {scan} --overlap -0.1", "--overlap -0.1: "),
-        ("{model} {scan} --threads -1", "--threads -1: "),
-        ("{model} {scan} --workers -1", "--workers -1: "),
-        ("{model} {scan} --memory-limit much", "'much' is no amount of memory"),
-        ("{model} {scan} --shard 5/4", "'5/4' is no shard"),
-        ("{model} {scan} --skip-air --no-skip-air", "contradict each other"),
+        ("{scan}", 2, "no model: name at least one .uxnet file"),
+        ("{model}", 2, "no input: name at least one file or folder"),
+        ("{model} {tmp}/none.uxnet {scan}", 1, "none.uxnet: there is no such model file"),
+        ("{model} {two} {scan}", 1, "2.uxnet: "),
+        ("{model} {scan} --mirror left", 2, "--mirror 'left': give none, recipe, or letters of i, j and k"),
+        ("{model} {scan} --mirror ii", 2, "--mirror 'ii'"),
+        ("{model} {scan} --largest liver", 2, "--largest 'liver': the model knows no such structure, but bright, dark"),
+        ("{model} {scan} --overlap 1", 2, "--overlap 1: "),
+        ("{model} {scan} --overlap -0.1", 2, "--overlap -0.1: "),
+        ("{model} {scan} --threads -1", 2, "--threads -1: "),
+        ("{model} {scan} --workers -1", 2, "--workers -1: "),
+        ("{model} {scan} --memory-limit much", 2, "'much' is no amount of memory"),
+        ("{model} {scan} --shard 5/4", 2, "'5/4' is no shard"),
+        ("{model} {scan} --skip-air --no-skip-air", 2, "contradict each other"),
+        ("{model} {scan} --skip-air", 1, "skip_air: the recipe has no prepare.crop_above"),
     ],
 )
-def test_mistakes_are_said_before_anything_is_done(capsys, tmp_path, tiny_model, given, words):
+def test_mistakes_are_said_before_anything_is_done(capsys, tmp_path, tiny_model, given, code, words):
     path = scan(tmp_path / "a.nii.gz")
     filled = [part.format(scan=path, model=tiny_model(), two=tiny_model(2), tmp=tmp_path) for part in given.split()]
-    assert run("predict", *filled, "-o", tmp_path / "out") == 1
+    assert run("predict", *filled, "-o", tmp_path / "out") == code
     said = capsys.readouterr().err
     assert words in said
     assert said.count("uxnet predict: ") == 1

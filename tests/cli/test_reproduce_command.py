@@ -80,20 +80,20 @@ def test_figure_3(tmp_path, kept):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "code", "said"),
     [
-        (["figure3"], "which folder"),
-        (["figure3", "-o", "OUT"], "needs records"),
-        (["figure4", "-o", "OUT"], "by --dataset"),
-        (["figure4", "--rows", "0", "-o", "OUT"], "at least 1"),
-        (["table1", "--records", "NONE"], "no such file"),
-        (["table4", "--records", "NONE"], "not made of records"),
-        (["table5", "--dataset", "NONE"], "NONE"),
+        (["figure3"], 2, "which folder"),
+        (["figure3", "-o", "OUT"], 1, "needs records"),
+        (["figure4", "-o", "OUT"], 2, "by --dataset"),
+        (["figure4", "--rows", "0", "-o", "OUT"], 2, "at least 1"),
+        (["table1", "--records", "NONE"], 1, "no such file"),
+        (["table4", "--records", "NONE"], 2, "not made of records"),
+        (["table5", "--dataset", "NONE"], 1, "NONE"),
     ],
 )
-def test_what_cannot_be_made_is_one_line(capsys, tmp_path, monkeypatch, arguments, said):
+def test_what_cannot_be_made_is_one_line(capsys, tmp_path, monkeypatch, arguments, code, said):
     monkeypatch.chdir(tmp_path)
-    assert run("reproduce", *arguments) == 1
+    assert run("reproduce", *arguments) == code
     error = capsys.readouterr().err
     assert said in error
     assert len(error.splitlines()) == 1

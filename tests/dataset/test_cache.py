@@ -71,6 +71,9 @@ def test_a_guided_case_keeps_what_the_stage_before_found(cases, tmp_path):
     scan(guide, found[::-1].copy())
     build_cache([case], PLAIN, LABELS, tmp_path / "cache", priors={"x": guide})
     assert remade(before, state(tmp_path / "cache")) == {"x"}
+    scan(guide, found, np.diag((-1, -1, 3, 1)))
+    with pytest.raises(DatasetError, match=r"x\.nii\.gz: its grid differs from its image's"):
+        build_cache([case], PLAIN, LABELS, tmp_path / "cache", priors={"x": guide})
 
 
 def test_many_places_are_thinned_evenly(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_datasets import SHAPE, decathlon, image, label_map, nnunet, save
 
-from uxnet.dataset.check import check_dataset, refuse_errors
+from uxnet.dataset.check import check_dataset, refuse_errors, same_scans
 from uxnet.dataset.fingerprint import intensities_of
 from uxnet.dataset.manifest import read_dataset
 from uxnet.errors import Cancelled, DatasetError
@@ -114,6 +114,19 @@ def test_the_same_image_twice_is_no_leak_within_a_person(tmp_path):
     manifest = read_dataset(tmp_path, group_by="^p1")
     assert "leak" not in only(check_dataset(manifest), "warning").message
     assert "leak" in only(check(tmp_path), "warning").message
+
+
+def test_the_same_image_in_two_parts_of_a_fold_is_named(tmp_path):
+    decathlon(tmp_path, ["a", "b", "c", "d", "e"])
+    for name in "bd":
+        save(tmp_path / f"imagesTr/{name}.nii.gz", image(0))
+    save(tmp_path / "imagesTr/e.nii.gz", image(2))
+    inspection = check(tmp_path)
+    (across, within) = same_scans(inspection, {"train": ["a", "b", "c", "e"], "validation": ["d"]})
+    assert "several parts of this fold" in across
+    assert "a (train) = b (train) = d (validation);" in across
+    assert "several cases: c (train) = e (train);" in within
+    assert same_scans(inspection, {"train": ["a", "c"], "validation": []}) == []
 
 
 def test_a_class_that_no_case_shows(tmp_path):

@@ -328,6 +328,24 @@ def test_it_is_a_sound_dataset_with_whose_images_they_are(tmp_path):
     assert described["description"].startswith("synthetic images from real label maps (Heads)")
 
 
+def test_persons_are_found_by_the_names_of_cases_and_nobody_is_left_out(tmp_path):
+    """A dataset.json may name label maps otherwise than images, by which subjects.json knows the cases."""
+    listed = [{"image": f"./imagesTr/{n}_t1.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in "ab"]
+    root = head_folder(tmp_path / "heads", description={"training": listed})
+    (root / "subjects.json").write_text('{"a_t1": "one", "b_t1": "one"}')
+    synthesise(root, tmp_path / "out", images_per_map=1, merge="to_two")
+    persons = json.loads((tmp_path / "out/subjects.json").read_text())
+    assert persons == {"a_s001": "one", "b_s001": "one"}
+    (root / "subjects.json").write_text('{"a_t1": "one"}')
+    with pytest.raises(DatasetError, match=r"subjects\.json: it names no person for case b_t1"):
+        synthesise(root, tmp_path / "new", images_per_map=1, merge="to_two")
+    assert not (tmp_path / "new").exists()
+    # A map that is gone from the source keeps its person.
+    (root / "dataset.json").write_text((root / "dataset.json").read_text().replace(json.dumps(listed), json.dumps(listed[:1])))
+    synthesise(root, tmp_path / "out", images_per_map=1, merge="to_two")
+    assert json.loads((tmp_path / "out/subjects.json").read_text()) == persons
+
+
 def test_a_bad_map_does_not_stop_the_others(tmp_path):
     root = head_folder(tmp_path / "heads", ("a", "b", "c"))
     (root / "labelsTr/a.nii.gz").write_bytes(b"damaged")

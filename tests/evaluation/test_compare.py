@@ -13,7 +13,7 @@ from uxnet.errors import InputError
 from uxnet.evaluation.compare import bootstrap_median, compare, holm, rank_biserial
 from uxnet.evaluation.compare_text import markdown_table, to_dict, to_markdown, verdict, write_csv
 from uxnet.evaluation.metrics import METRICS
-from uxnet.evaluation.scores import Scores, read_scores
+from uxnet.evaluation.scores import Scores, differences, read_scores
 
 
 def scores(name, dices, *, hd95=None, classes=("a",), persons=None, names=None):
@@ -203,6 +203,19 @@ def test_by_person_each_counts_once():
         compare([scores("uxnet", [0.1]), scores("b", [0.1])], by="person")
 
 
+def test_persons_are_paired_over_the_same_cases():
+    """In one of a person's two cases the structure is in neither map of one network; the other network's is hard there."""
+    persons = {f"case_{n:02d}": f"person {n // 2}" for n in range(12)}
+    ours = [x for n in range(6) for x in (0.8 + n / 100, 0.2)]
+    theirs = [x for n in range(6) for x in (0.7 + n / 100, None)]
+    found = compare([scores("uxnet", ours, persons=persons), scores("b", theirs, persons=persons)], by="person")
+    test = found.against("b")
+    assert (test.n, test.effect) == (6, 1.0)
+    assert test.difference.mean == pytest.approx(0.1)
+    assert found.standing("uxnet").mean_rank == 1
+    assert found.standing("uxnet").interval.mean == pytest.approx((0.825 + 0.2) / 2)  # its own mean is over all that count for it
+
+
 # ---- words
 
 
@@ -295,7 +308,7 @@ def test_tables_and_csv(tmp_path):
 
 def record(name, fold, cases, **more):
     common = {"recipe_sha256": "r", "split_sha256": "s", "dataset_sha256": "d", "budget": {"steps": [5]}, "network": name, "settings": {}}
-    rows = [{"case": c, "person": c[:2], "classes": {"a": dict.fromkeys(METRICS, v)}} for c, v in cases.items()]
+    rows = [{"case": c, "person": f"of {c}", "classes": {"a": dict.fromkeys(METRICS, v)}} for c, v in cases.items()]
     evaluation = {"tolerance_mm": 1.0, "empty": "skip"}
     return {
         "schema": "uxnet crossval record",
@@ -322,10 +335,23 @@ def test_records_of_all_folds_are_put_together(tmp_path):
     whole = read_scores([tmp_path / "cv"])
     assert {s.name: list(s.cases) for s in whole} == {"b": ["p1", "p2", "q1"], "uxnet": ["p1", "p2", "q1"]}
     assert [r["fold"] for r in whole[0].records] == [0, 1]
-    assert whole[0].persons == {"p1": "p1", "p2": "p2", "q1": "q1"}
+    assert whole[0].persons == {"p1": "of p1", "p2": "of p2", "q1": "of q1"}
     in_pieces = read_scores(sorted((tmp_path / "cv/records").glob("[ub]*.json"), reverse=True))
     one, other = compare(whole), compare(in_pieces)
     assert (one.standing("uxnet"), one.against("b")) == (other.standing("uxnet"), other.against("b"))
+
+
+def test_cases_that_are_their_own_persons_are_nobodys(tmp_path):
+    """Where nobody knew whose case it was, records once named each case for its person."""
+    for name in ("uxnet", "b"):
+        made = record(name, 0, {"p1": 0.5, "p2": 0.6})
+        for case in made["cases"]:
+            case["person"] = case["case"]
+        write(tmp_path / f"records/{name}-fold0.json", made)
+    found = read_scores([tmp_path])
+    assert [s.persons for s in found] == [{}, {}]
+    with pytest.raises(InputError, match="no record says whose case"):
+        compare(found, by="person")
 
 
 def test_files_of_evaluate_are_read_too(tmp_path):
@@ -369,3 +395,28 @@ def test_other_terms_are_said(tmp_path):
     write(tmp_path / "b.json", record("b", 0, {"p1": 0.5}, budget={"steps": [9]}, split_sha256="x"))
     notes = compare(read_scores([tmp_path / "a.json", tmp_path / "b.json"])).notes
     assert any("differ in split, budget, too" in note for note in notes)
+
+
+def test_what_records_were_made_with_is_said_where_it_differs(tmp_path):
+    gpu = {"processor": "Xeon", "instructions": ["AVX2"], "gpus": ["A100", "A100"], "device": "cuda:0"}
+    init = {"model": "m.uxnet", "weights_sha256": ["ab" * 32], "recipe": "r", "dataset": ""}
+    plain = {"precision": "float32", "machine": gpu, "versions": {"torch": "2.13"}, "threads": 1}
+    write(tmp_path / "a.json", record("uxnet", 0, {"p1": 0.5}, **plain))
+    write(tmp_path / "b.json", record("uxnet", 1, {"p2": 0.5}, **plain | {"machine": gpu | {"device": "cuda:1"}}))
+    write(tmp_path / "c.json", record("b", 0, {"p1": 0.5}, **plain))
+    write(tmp_path / "d.json", record("b", 1, {"p2": 0.5}))  # says nothing
+    files = [tmp_path / f"{name}.json" for name in "abcd"]
+    assert differences(read_scores(files)) == []
+    assert not any("same" in note for note in compare(read_scores(files)).notes)
+    other = {"precision": "bfloat16", "machine": gpu | {"device": "cpu"}, "versions": {"torch": "2.12"}, "threads": 2, "init": init}
+    write(tmp_path / "c.json", record("b", 0, {"p1": 0.5}, **other))
+    write(tmp_path / "d.json", record("b", 1, {"p2": 0.5}, **plain, init=init))
+    notes = compare(read_scores(files)).notes
+    assert "The networks do not begin with the same weights: uxnet with fresh ones, b with those of m.uxnet (abababababab)." in notes
+    for words in (
+        "The precision is not the same for all: float32 (uxnet; b on fold 1), bfloat16 (b on fold 0).",
+        "The number of threads is not the same for all: 1 (uxnet; b on fold 1), 2 (b on fold 0).",
+        "The machine is not the same for all: Xeon, AVX2, A100, cuda (uxnet; b on fold 1), Xeon, AVX2, cpu (b on fold 0).",
+        "The version of torch is not the same for all: 2.13 (uxnet; b on fold 1), 2.12 (b on fold 0).",
+    ):
+        assert words in notes

@@ -11,9 +11,11 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from made_records import made_record, made_trial, write_records
 from place_units import seen
 
 from uxnet.dataset.folds import read_split
@@ -22,9 +24,10 @@ from uxnet.errors import Cancelled, DatasetError, InputError, ModelError, Recipe
 from uxnet.events import Note, Progress, Warn
 from uxnet.experiments.crossval import Budget, Entry, cross_validate, entries_of, with_beginnings
 from uxnet.experiments.crossval_plan import _with_budget
-from uxnet.experiments.crossval_unit import _alone, begin, curve, rounded, seconds_a_step
+from uxnet.experiments.crossval_unit import Place, begin, curve, do_unit, rounded, seconds_a_step
+from uxnet.io import alone
 from uxnet.jobs import work
-from uxnet.recipe import recipe_from_dict, recipe_to_dict, recipe_to_toml, with_overrides
+from uxnet.recipe import Prior, recipe_from_dict, recipe_to_dict, recipe_to_toml, with_overrides
 
 STEPS = 16
 VARIANTS = ("uxnet=uxnet:widths=[4, 8]:depths=[1,1]:hidden=8:kernel=3:layer_scale=0.5", "plain-unet=unet:widths=[4,8,16]")
@@ -87,6 +90,8 @@ def test_a_record_says_everything(whole, tiny_dataset):
         assert record["peak_memory_mb"] is None or record["peak_memory_mb"] > 50
         assert set(record["cases"][0]["classes"]) == {"bright", "dark"}
         assert {"dice", "hd95_mm", "nsd", "predicted_ml", "reference_ml", "outcome"} == set(record["cases"][0]["classes"]["dark"])
+        assert "person" not in record["cases"][0]  # nobody knows whose case it is
+        assert "planned_steps" not in record
         text = json.dumps(record)
         assert str(out) not in text
         assert str(tiny_dataset) not in text
@@ -104,13 +109,38 @@ def test_the_summary_says_what_was_equal_and_who_is_best(whole):
     out, _ = whole
     text = (out / "README.md").read_text()
     assert "The same for all networks" in text
+    assert "persons kept whole" not in text
+    assert "Not complete: folds 0, 1 of 5; missing: plain-unet, uxnet on folds 2, 3, 4." in text
     assert f"The budget of each is {STEPS} steps" in text
     assert "has the highest mean Dice" in text
     assert str(out) not in text
     summary = json.loads((out / "summary.json").read_text())
     assert {n["name"] for n in summary["networks"]} == {"uxnet", "plain-unet"}
     assert summary["comparison"]["against"] == "uxnet"
+    assert summary["missing_folds"] == {"uxnet": [2, 3, 4], "plain-unet": [2, 3, 4]}
     assert summary["budget"] == {"steps": [STEPS]}
+
+
+def test_the_summary_says_what_is_missing_and_what_was_not_the_same(tmp_path):
+    from uxnet.experiments.crossval_summary import write_summary
+
+    out = made_trial(tmp_path / "cv", {"unet": 0.8, "uxnet": 0.9, "other": 0.7})
+    (out / "split.json").write_text(json.dumps({"folds": [{}] * 5}))
+    write_summary(out)
+    text = (out / "README.md").read_text()
+    assert "Not complete" not in text
+    assert "is not the same for all" not in text
+    (out / "records/unet-fold4.json").unlink()
+    (out / "records/other-fold0.json").unlink()
+    machine = {"processor": "any", "instructions": [], "gpus": ["H100", "H100"], "device": "cuda:1"}
+    changed = made_record("uxnet", 1, {f"case_{n:02d}": 0.9 for n in range(4, 8)}, precision="bfloat16", machine=machine)
+    write_records(out, [changed])
+    write_summary(out)
+    text = (out / "README.md").read_text()
+    assert "Not complete: folds 0, 1, 2, 3, 4 of 5; missing: other on fold 0; unet on fold 4." in text
+    most = "other; unet; uxnet on folds 0, 2, 3, 4"
+    assert f"The precision is not the same for all: float32 ({most}), bfloat16 (uxnet on fold 1)." in text
+    assert f"The machine is not the same for all: any, cpu ({most}), any, H100, cuda (uxnet on fold 1)." in text
 
 
 def test_the_model_is_what_train_alone_gives(whole, tiny_dataset, recipe, tmp_path):
@@ -216,7 +246,7 @@ def test_a_failing_unit_is_named_and_the_rest_is_done(copied, tiny_dataset, reci
     found = records(copied)
     assert lasting(found["plain-unet-fold1"]) == lasting(before["plain-unet-fold1"])
     assert found["plain-unet-fold1"]["peak_memory_mb"] == before["plain-unet-fold1"]["peak_memory_mb"]
-    assert "missing: uxnet on fold 0" in (copied / "README.md").read_text()
+    assert "missing: plain-unet on folds 2, 3, 4; uxnet on folds 0, 2, 3, 4." in (copied / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -224,7 +254,7 @@ def test_a_failing_unit_is_named_and_the_rest_is_done(copied, tiny_dataset, reci
     [
         ({"budget": Budget(steps=STEPS + 1)}, "its budget is another"),
         ({"budget": Budget(core_seconds=100)}, "its budget is another"),
-        ({"tolerance_mm": 2.0}, "made in another way"),
+        ({"tolerance_mm": 2.0}, "a tolerance of 1.0 mm, not 2"),
         (
             {"entries": (Entry("uxnet", "uxnet", {**ENTRIES[0].settings, "hidden": 16}),)},
             "another network of the same",
@@ -249,11 +279,37 @@ def test_other_folds_and_renamed_records_are_refused(copied, tiny_dataset, recip
     (copied / "split.json").write_text(json.dumps(split))
     with pytest.raises(InputError, match="its split is another"):
         crossval(tiny_dataset, recipe, copied)
+    (tmp_path / "twice.json").write_text(json.dumps({"folds": [split["folds"][0]] * 2}))
+    with pytest.raises(DatasetError, match=rf"twice\.json: test cases of more than one fold: case {split['folds'][0]['test'][0]}"):
+        crossval(tiny_dataset, recipe, tmp_path / "new", split=tmp_path / "twice.json")
     for fold in split["folds"]:
         fold["test"] = []
     (tmp_path / "none.json").write_text(json.dumps(split))
     with pytest.raises(DatasetError, match="no test cases"):
         crossval(tiny_dataset, recipe, tmp_path / "new", split=tmp_path / "none.json")
+    assert not (tmp_path / "new").exists()
+
+
+def change_record(out, title, **more):
+    path = out / "records" / f"{title}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+
+
+def test_records_of_another_label_table_or_made_in_another_way_are_refused(copied, tiny_dataset, recipe, tmp_path):
+    record = (copied / "records/uxnet-fold0.json").read_bytes()
+    change_record(copied, "uxnet-fold0", key="0" * 64)
+    with pytest.raises(InputError, match=r"uxnet-fold0\.json: this record was made in another way"):
+        crossval(tiny_dataset, recipe, copied)
+    (copied / "records/uxnet-fold0.json").write_bytes(record)
+    change_record(copied, "plain-unet-fold1", labels_sha256="0" * 64)
+    with pytest.raises(InputError, match=r"plain-unet-fold1\.json.*its labels is another"):
+        crossval(tiny_dataset, recipe, copied)
+    shutil.copytree(tiny_dataset, tmp_path / "renamed")
+    description = json.loads((tmp_path / "renamed/dataset.json").read_text())
+    description["labels"]["2"] = "another name"
+    (tmp_path / "renamed/dataset.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match=r"plain-unet-fold0\.json.*its labels is another"):
+        crossval(tmp_path / "renamed", recipe, copied)
 
 
 def test_a_renamed_record_is_refused(copied, tiny_dataset, recipe):
@@ -263,10 +319,9 @@ def test_a_renamed_record_is_refused(copied, tiny_dataset, recipe):
 
 
 def test_a_unit_is_in_one_hand_at_a_time(tmp_path):
-    with _alone(tmp_path / "run"), pytest.raises(UxnetError, match="another process"), _alone(tmp_path / "run"):
-        pass
-    with _alone(tmp_path / "run"):
-        pass
+    unit = SimpleNamespace(run=tmp_path / "run")
+    with alone(unit.run / "lock", UxnetError("mine")), pytest.raises(UxnetError, match="another process has this unit in hand"):
+        do_unit(Place(1, "cpu"), unit, lambda _: None)
 
 
 def test_whoever_cancels_stops_all(copied, tiny_dataset, recipe):
@@ -293,11 +348,21 @@ def test_on_a_cluster(copied, tiny_dataset, recipe):
     assert lasting(records(copied)["uxnet-fold1"]) == lasting(before["uxnet-fold1"])
 
 
+def test_a_cluster_computes_on_gpus_only_if_they_are_asked_for(copied, tiny_dataset, recipe):
+    """No Ray is needed where everything is done; nor has this machine to have a GPU."""
+    for device, warned in (("auto", True), ("cpu", False), ("cuda", False)):
+        heard = []
+        outcomes = crossval(tiny_dataset, recipe, copied, cluster="auto", device=device, jobs=None, report=heard.append)
+        assert {o.status for o in outcomes} == {"already"}
+        assert any(isinstance(e, Warn) and "--device cuda" in e.message for e in heard) == warned
+
+
 # ---- budgets, entries, places
 
 
 def test_core_seconds_of_the_recipes_own_network(tiny_dataset, recipe, tmp_path):
-    (outcome,) = crossval(tiny_dataset, recipe, tmp_path / "cv", entries=(), budget=Budget(core_seconds=6), folds=[4], jobs=1)
+    more = {"budget": Budget(core_seconds=6), "folds": [4], "jobs": 1, "group_by": r"\d+"}
+    (outcome,) = crossval(tiny_dataset, recipe, tmp_path / "cv", entries=(), **more)
     assert (outcome.name, outcome.fold, outcome.status) == ("uxnet", 4, "done"), outcome
     record = records(tmp_path / "cv")["uxnet-fold4"]
     assert record["budget"] == {"core_seconds": 6.0, "threads": 1, "validations": "included"}
@@ -305,6 +370,8 @@ def test_core_seconds_of_the_recipes_own_network(tiny_dataset, recipe, tmp_path)
     assert record["steps"] == json.loads((tmp_path / "cv/runs/uxnet-fold4/budget.json").read_text())["steps"] >= 1
     text = (tmp_path / "cv/README.md").read_text()
     assert "6 core-seconds of training (1 thread, validations included)" in text
+    assert [(case["case"], case["person"]) for case in record["cases"]] == [(c["case"], c["case"][-2:]) for c in record["cases"]]
+    assert "persons kept whole" in text
     assert "no other network" in text
 
 
@@ -336,7 +403,8 @@ def test_entries_from_words():
 def test_a_network_that_cannot_be_built_is_refused_before_anything_begins(tiny_dataset, recipe, tmp_path, entry):
     with pytest.raises(RecipeError, match=r"^a: "):
         crossval(tiny_dataset, recipe, tmp_path / "cv", entries=(*ENTRIES, entry))
-    assert not (tmp_path / "cv" / "runs").exists()
+    # Nothing is there that could stand in the way of the corrected call.
+    assert not (tmp_path / "cv").exists()
 
 
 def test_every_row_of_table_3_can_be_named(tiny_dataset, recipe):
@@ -418,20 +486,31 @@ def test_the_keys_of_fresh_networks_are_those_of_old_records(whole, tiny_dataset
 
 def test_an_entry_may_be_the_recipes_own_network(tiny_dataset, recipe, tmp_path):
     from uxnet.dataset.check import check_dataset
-    from uxnet.experiments.crossval_plan import make_units, published_split
+    from uxnet.experiments.crossval_plan import chosen_split, make_units
 
     manifest, own = read_dataset(tiny_dataset), recipe.stages[0].network.settings
     inspection = check_dataset(manifest)
-    split = published_split(tmp_path / "split.json", None, inspection, 0, print)
+    split = chosen_split(tmp_path / "split.json", None, inspection, 0, print)
 
-    def facts(*words):
-        entries = entries_of([], words)
-        return [u.facts for u in make_units(manifest, inspection, split, recipe, tmp_path, entries, Budget(), [0], 1, 1.0)]
+    def units(*words, recipe=recipe):
+        return make_units(manifest, inspection, split, recipe, tmp_path, entries_of([], words), Budget(), [0], 1, 1.0)
 
-    (alone,) = facts()
-    mine, wide = facts("mine=recipe", "wide=recipe:hidden=16")
+    (alone,) = (unit.facts for unit in units())
+    mine, wide = (unit.facts for unit in units("mine=recipe", "wide=recipe:hidden=16"))
     assert (mine["network"], mine["settings"], wide["settings"]) == ("uxnet", own, {**own, "hidden": 16})
     assert alone["key"] == mine["key"] != wide["key"]
+    assert list(tmp_path.iterdir()) == []
+
+    # Of two stages, each keeps its own.
+    first = recipe.stages[0]
+    second = dataclasses.replace(first, network=dataclasses.replace(first.network, settings={**own, "kernel": 5}), prior=Prior())
+    two = dataclasses.replace(recipe, stages=(first, second))
+    (alone,) = units(recipe=two)
+    mine, wide, other = units("mine=recipe", "wide=recipe:hidden=16", "other=unet:widths=[4,8]", recipe=two)
+    assert [stage.network.settings for stage in mine.recipe.stages] == [own, {**own, "kernel": 5}]
+    assert alone.recipe == mine.recipe
+    assert [stage.network.settings for stage in wide.recipe.stages] == [{**own, "hidden": 16}, {**own, "kernel": 5, "hidden": 16}]
+    assert [stage.network.name for stage in other.recipe.stages] == ["unet", "unet"]
 
 
 def test_models_to_begin_with_that_cannot_be(whole, tiny_dataset, recipe, tmp_path):
@@ -447,7 +526,16 @@ def test_models_to_begin_with_that_cannot_be(whole, tiny_dataset, recipe, tmp_pa
     ):
         with pytest.raises(ModelError, match=said):
             crossval(tiny_dataset, recipe, tmp_path / "cv", entries=(entry,), init_from=path)
-    assert not (tmp_path / "cv" / "runs").exists()
+    assert not (tmp_path / "cv").exists()
+
+
+def test_a_training_that_was_stopped_says_how_long_it_was_to_be(tiny_dataset, recipe, tmp_path):
+    """Without learning no validation is better than the first, so the second one stops it."""
+    still = with_overrides(recipe, ["optimiser.learning_rate=1e-12", "training.stop_after=1", "training.validate_every=2"])
+    (outcome,) = crossval(tiny_dataset, still, tmp_path / "cv", entries=ENTRIES[:1], folds=[0], jobs=1)
+    record = records(tmp_path / "cv")["uxnet-fold0"]
+    assert outcome.status == "done"
+    assert (record["steps"], record["planned_steps"]) == (4, STEPS)
 
 
 def test_rounding():

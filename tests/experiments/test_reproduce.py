@@ -11,7 +11,7 @@ from made_records import FETA, FLARE, made_record, made_trial, write_records
 from uxnet.errors import InputError
 from uxnet.experiments.paper import challenge_of, doubt, mean_of_row, paper
 from uxnet.experiments.reproduce import paper_table, read_trials, write_table
-from uxnet.experiments.reproduce_figures import chosen_cases, curve_figure, network_titles
+from uxnet.experiments.reproduce_figures import chosen_cases, curve_figure, network_titles, validations
 from uxnet.experiments.reproduce_records import stars
 from uxnet.experiments.reproduce_setup import comment_above
 from uxnet.experiments.reproduce_text import Cell, PaperTable, Section, letter, tex, to_csv, to_latex, to_markdown
@@ -251,11 +251,35 @@ def test_ablations_are_found_by_their_settings_not_by_their_names(tmp_path):
         "own (A)": "own",
         "text (A), block = paper": "text",
     }
+    shown = dict(table.footnotes).values()
+    assert "A: misleading-k13: size = narrow, kernel = 9." in shown
+    assert "A: plain: defaults." in shown
     assert rows_of(table, row="Kernel 13", source="ours A", status="not run")
     assert any(note == "Left out of A: unet, which is not of this table." for note in table.notes)
     text = dict(table.footnotes).values()
     assert any("52.5 M remain" in note for note in text)
     assert any("0.31 % below" in note for note in text)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_row_shows_what_is_nearest_to_the_papers(tmp_path, turned):
+    """Whatever the order of their names: fresh weights before the paper's size before the released block."""
+    init = {"model": "m.uxnet", "weights_sha256": ["ab" * 32], "recipe": "r", "dataset": "S"}
+    kinds = [({}, init), ({"size": "narrow"}, None), ({"block": "paper"}, None), ({"layer_scale": 0.1}, None), ({"size": "paper"}, None)]
+    said = []
+    for count in range(1, len(kinds) + 1):
+        names = [f"{chr(ord('z') - n if turned else ord('a') + n)}{n}" for n in range(count)]
+        made = [
+            made_record(name, 0, {"a": 0.5}, network="uxnet", settings=settings, **({"init": begun} if begun else {}))
+            for name, (settings, begun) in zip(names, kinds, strict=False)
+        ]
+        table = paper_table("table3", trials_of(write_records(tmp_path / str(count), made)))
+        said.append(rows_of(table, row="Kernel 7", status="run")[0]["note"].split(":")[0][1:])
+        # All that were run are somewhere, and each has a footnote that says what it is.
+        assert {row["note"].split(":")[0] for row in rows_of(table, status="run")} == set(names)
+        assert len([text for text in dict(table.footnotes).values() if text.startswith("A: ")]) == count
+    assert said == ["0", "1", "2", "3", "4"]
+    assert any("begins with m.uxnet" in text for text in dict(table.footnotes).values())
 
 
 def test_table_1_leaves_ablations_to_table_3(tmp_path):
@@ -391,11 +415,34 @@ def test_figure_3_over_steps_and_over_seconds(tmp_path):
     alone = made_record("uxnet", 0, {"a": 0.5}, threads=1, budget={"core_seconds": 1200.0, "threads": 1, "validations": "included"})
     paths = curve_figure(tmp_path / "alone", trials_of(write_records(tmp_path / "of-a-core", [alone])), over="seconds")
     assert "1200" in re.findall(r"<!-- (.*?) -->", paths[1].read_text(encoding="utf-8"))
+    # Of a run that was stopped before, the steps that were done did not use up the time.
+    stopped = made_record("uxnet", 0, {"a": 0.5}, threads=1, budget=alone["budget"], planned_steps=800)
+    assert [x for x, _ in validations(stopped, "seconds")] == [150, 300, 450, 600]
+    assert [x for x, _ in validations(stopped, "steps")] == [100, 200, 300, 400]
     with pytest.raises(InputError, match="needs records"):
         curve_figure(tmp_path, [])
     bare = made_record("uxnet", 0, {"a": 0.5}, curve=[])
     with pytest.raises(InputError, match="has a curve"):
         curve_figure(tmp_path, trials_of(write_records(tmp_path / "bare", [bare])))
+
+
+@pytest.mark.parametrize("budget", [{"steps": [200, 400]}, {"core_seconds": 100.0, "threads": 1, "validations": "included"}])
+def test_figure_3_has_no_seconds_of_a_second_stage(tmp_path, budget):
+    """Its record has the steps of both stages, and the curve of the second alone."""
+    two = made_record("rapnet", 0, {"a": 0.5}, steps=600, budget=budget, threads=1)
+    one = made_record("uxnet", 0, {"a": 0.5}, budget=budget, threads=1)
+    assert validations(two, "seconds") == []
+    assert [x for x, _ in validations(two, "steps")] == [100, 200, 300, 400]
+    trials = trials_of(write_records(tmp_path / "cv", [two, one]))
+    for over, words in (
+        ("seconds", "Not shown, since only the second of two stages was timed: rapnet (A)."),
+        ("steps", "Of two stages, steps are those of the second: rapnet (A)."),
+    ):
+        text = curve_figure(tmp_path / over, trials, over=over)[1].read_text(encoding="utf-8")
+        assert words in text
+        assert ("RAP-Net  " in text) == (over == "steps")
+    with pytest.raises(InputError, match="was timed"):
+        curve_figure(tmp_path, trials_of(write_records(tmp_path / "two", [two])), over="seconds")
 
 
 def test_networks_are_called_as_in_the_paper_where_that_is_clear(tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from commands import run
 from made_records import made_record, write_records
@@ -11,6 +12,7 @@ from uxnet.experiments.reproduce import paper_table, read_trials, transfer_figur
 from uxnet.experiments.reproduce_figures import network_titles
 from uxnet.experiments.reproduce_records import settings_text
 from uxnet.experiments.reproduce_text import to_markdown
+from uxnet.experiments.reproduce_transfer import _tested
 
 INIT = {"model": "model.uxnet", "weights_sha256": ["ab" * 32], "recipe": "r", "dataset": "Synthetic"}
 ENTRIES = {"scratch": (0.5, {}), "tuned": (0.7, {"init": INIT})}
@@ -46,17 +48,39 @@ def test_one_budget_is_a_point(tmp_path):
     assert transfer_figure(tmp_path / "out", trials_of(folder(tmp_path / "50", 50)))[0].is_file()
 
 
+def test_folds_without_a_budget_are_left_out_and_named(tmp_path):
+    """A line through what two of its folds were not trained for would be made up."""
+    folders = {steps: folder(tmp_path / str(steps), steps) for steps in (50, 200, 800)}
+    (folders[200] / "records/scratch-fold1.json").unlink()
+    for fold in (0, 1):
+        (folders[200] / f"records/tuned-fold{fold}.json").unlink()
+    tested, said = _tested(trials_of(*folders.values()), "steps")
+    assert tested["scratch"] == [pytest.approx(np.array([(n, 0.51 + n / 10_000) for n in folders]))]
+    assert [[x for x, _ in fold] for fold in tested["tuned"]] == [[50, 800], [50, 800]]
+    assert said == [
+        "scratch: folds left out, since they lack trainings (of so many steps): 1 (lacks 200).",
+        "tuned: no training of 200 steps.",
+    ]
+    paths = transfer_figure(tmp_path / "out", trials_of(*folders.values()))
+    assert any("1 (lacks 200)" in text for text in re.findall(r"<!-- (.*?) -->", paths[1].read_text(encoding="utf-8"), re.DOTALL))
+    (folders[50] / "records/scratch-fold0.json").unlink()
+    with pytest.raises(InputError, match="scratch: no fold was trained with each of 50, 200, 800 steps"):
+        transfer_figure(tmp_path, trials_of(*folders.values()))
+
+
 def test_what_does_not_belong_together_is_refused(tmp_path):
     one = folder(tmp_path / "50", 50)
     other = folder(tmp_path / "other", 200, recipe_sha256="9" * 64, dataset_sha256="8" * 64)
     budget = {"core_seconds": 60.0, "threads": 1, "validations": "included"}
     timed = write_records(tmp_path / "timed", [made_record("scratch", 0, {"a": 0.5}, network="uxnet", budget=budget)])
     fresh = folder(tmp_path / "fresh", 200, {"tuned": (0.7, {})})
+    strict = folder(tmp_path / "strict", 50, evaluation={"tolerance_mm": 0.5, "empty": "skip", "seconds_a_case": 1.0})
     for folders, said in (
         ((), "needs records"),
         ((one, other), "differ in recipe, dataset"),
         ((one, timed), "kind of budget"),
         ((one, fresh), "tuned: under two budgets"),
+        ((one, strict), "two of A, B have the same budget"),
         ((one, folder(tmp_path / "again", 50, {"scratch": (0.5, {"init": INIT})})), "two records of this name differ in init"),
     ):
         with pytest.raises(InputError, match=said):
@@ -82,5 +106,5 @@ def test_the_command(tmp_path, capsys):
     assert run("reproduce", "transfer", *records, "-o", tmp_path / "out", "--band", "interval") == 0
     assert "written" in capsys.readouterr().out
     assert (tmp_path / "out/transfer.png").read_bytes().startswith(b"\x89PNG")
-    assert run("reproduce", "transfer", *records) == 1
+    assert run("reproduce", "transfer", *records) == 2
     assert "transfer.png" in capsys.readouterr().err

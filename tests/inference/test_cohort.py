@@ -9,14 +9,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from uxnet.errors import Cancelled, DeviceError, InputError, ModelError, VolumeError
-from uxnet.events import Note, Progress, Warn
-from uxnet.inference.cohort import Scan, find_scans, predict
+from uxnet.errors import Cancelled, DeviceError, InputError, ModelError, RecipeError, VolumeError
+from uxnet.events import Kept, Note, Progress, Warn
+from uxnet.inference.cohort import Scan, _crew, find_scans, predict
 from uxnet.inference.ledger import making
-from uxnet.inference.segmenter import load_model
+from uxnet.inference.segmenter import Segmenter, load_model
 from uxnet.inference.settings import Settings
+from uxnet.inference.stitch import Room
 from uxnet.inference.unit import Desk, Unit, do_scan
-from uxnet.labels import labels_from_dict
+from uxnet.labels import Label, Labels, labels_from_dict
+from uxnet.recipe import with_overrides
 from uxnet.records import append_record
 
 PLAIN = Settings(device="cpu", precision="float32")
@@ -249,6 +251,16 @@ def test_an_output_that_cannot_be_written_is_a_failure_of_that_scan(segmenter, t
     assert "a.nii.gz" in outcome.error
 
 
+def test_a_record_that_cannot_be_written_is_a_failure_of_that_scan(segmenter, tmp_path, monkeypatch):
+    def full(path, record):
+        raise InputError(f"{path}: a record cannot be written (No space left on device)")
+
+    monkeypatch.setattr("uxnet.inference.cohort.append_record", full)
+    (outcome,) = predict(segmenter, [Scan("a", (scan(tmp_path / "a.nii.gz"),))], tmp_path / "out")
+    assert outcome.error.startswith(f"{tmp_path / 'out' / 'a.nii.gz'}: cannot be written (")
+    assert not (tmp_path / "out" / "a.nii.gz").exists()
+
+
 def test_cancelling_stops_at_once(segmenter, tmp_path):
     scans = find_scans([scan(tmp_path / "in" / f"{n}.nii.gz", seed=n).parent for n in range(3)][:1], 1)
 
@@ -281,6 +293,122 @@ def test_a_folder_keeps_what_earlier_calls_did_and_never_mixes_models(tmp_path, 
     with pytest.raises(InputError, match=r"labels\.json.*another model"):
         predict(two_channels, [Scan("c", (scan(tmp_path / "c.nii.gz"),))], out)
     assert (out / "labels.json").read_bytes() == before
+
+
+def renamed(segmenter, tmp_path):
+    """A model with other bytes, which calls "dark" what `segmenter` calls "bright"."""
+    path = tmp_path / "renamed.uxnet"
+    path.write_bytes(segmenter.model.path.read_bytes() + b"\0")
+    labels = Labels((Label("dark", 1), Label("bright", 300)))
+    return Segmenter(replace(segmenter.model, path=path, labels=labels), segmenter.engines, segmenter.settings)
+
+
+def test_maps_whose_values_mean_something_else_do_not_share_a_folder_even_if_it_may_overwrite(tmp_path, segmenter):
+    for n in range(3):
+        scan(tmp_path / "in" / f"{n}.nii.gz", seed=n)
+    scans, out, other = find_scans([tmp_path / "in"], 1), tmp_path / "out", renamed(segmenter, tmp_path)
+    predict(segmenter, scans, out)
+    before = (out / "labels.json").read_bytes()
+    with pytest.raises(InputError, match=r"2\.nii\.gz: its values mean something else .* \(1 such files\); choose another folder"):
+        predict(other, scans[:2], out, overwrite=True)
+    # Whatever its part, each shard sees the whole call.
+    for part in ("1/2", "2/2"):
+        with pytest.raises(InputError, match=r"2\.nii\.gz: its values mean something else"):
+            predict(other, scans[:2], out, overwrite=True, part=part)
+    assert (out / "labels.json").read_bytes() == before
+    # A call that replaces all of them may, also in parts. Between the parts, and where one was interrupted, maps of both are there.
+    assert statuses(predict(other, scans, out, overwrite=True, part="1/2")) == {"0": "done", "2": "done"}
+    assert labels_from_dict(json.loads((out / "labels.json").read_text())) == other.labels
+    new = [Scan("new", (scan(tmp_path / "new.nii.gz"),))]
+    with pytest.raises(InputError, match=r"1\.nii\.gz: its values mean something else"):
+        predict(other, new, out)
+    assert statuses(predict(other, scans, out, overwrite=True, part="2/2")) == {"1": "done"}
+    assert statuses(predict(other, new, out)) == {"new": "done"}
+    # What no record knows is what labels.json says it is.
+    (out / "predict.jsonl").unlink()
+    (out / "predict.1-of-2.jsonl").unlink()
+    with pytest.raises(InputError, match=r"0\.nii\.gz: its values mean something else"):
+        predict(segmenter, new, out, overwrite=True)
+
+
+def test_a_model_is_known_by_its_content_and_not_by_its_files_name(tmp_path, tiny_model, segmenter):
+    out = tmp_path / "out"
+    predict(segmenter, [Scan("a", (scan(tmp_path / "a.nii.gz"),))], out)
+    moved, changed = tmp_path / "moved.uxnet", tmp_path / "changed" / segmenter.model.path.name
+    moved.write_bytes(segmenter.model.path.read_bytes())
+    changed.parent.mkdir()
+    changed.write_bytes(segmenter.model.path.read_bytes() + b"\0")
+    new = [Scan("b", (scan(tmp_path / "b.nii.gz"),))]
+    with pytest.raises(InputError, match=r"labels\.json.*another model"):
+        predict([changed], new, out, settings=PLAIN)
+    assert statuses(predict([moved], new, out, settings=PLAIN)) == {"b": "done"}
+
+
+def test_each_scan_is_listed_with_what_it_was_made_with(tmp_path, tiny_model, segmenter):
+    out = tmp_path / "out"
+    predict(segmenter, [Scan("a", (scan(tmp_path / "a.nii.gz"),))], out)
+    wider = replace(PLAIN, overlap=0.25)
+    predict([tiny_model()], [Scan("b", (scan(tmp_path / "b.nii.gz"),))], out, settings=wider)
+    told = json.loads((out / "predict.json").read_text())
+    assert [one["made_with"]["settings"]["overlap"] for one in told["scans"]] == [None, 0.25]
+    assert [one["made_with"]["models"] for one in told["scans"]] == [[told["models"][0]["sha256"]]] * 2
+    assert told["settings"]["overlap"] == 0.25  # the call's own
+
+
+@pytest.mark.parametrize("mm", [1e-6, 1e6, 1e25])
+def test_an_absurd_spacing_fails_alone(tmp_path, segmenter, mm):
+    scan(tmp_path / "in" / "a.nii.gz")
+    scan(tmp_path / "in" / "b.nii.gz", affine=np.diag([mm, mm, mm, 1]))
+    recipe = with_overrides(segmenter.model.recipe, ["prepare.spacing_mm=[2.0, 2.0, 2.0]"])
+    resampling = Segmenter(replace(segmenter.model, recipe=recipe), segmenter.engines, segmenter.settings)
+    outcomes = predict(resampling, find_scans([tmp_path / "in"], 1), tmp_path / "out")
+    assert statuses(outcomes) == {"a": "done", "b": "failed"}
+    assert outcomes[1].error.startswith(f"{tmp_path / 'in' / 'b.nii.gz'}: its spacing is {np.float32(mm):g} x")
+
+
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 3 TiB"), MemoryError(), OSError(28, "No space left on device")])
+def test_what_goes_wrong_is_said_of_a_scan(tmp_path, segmenter, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    path = scan(tmp_path / "a.nii.gz")
+    monkeypatch.setattr(segmenter, "segment", fail)
+    (outcome,) = predict(segmenter, [Scan("a", (path,))], tmp_path / "out")
+    assert outcome.error == f"{path}: {str(error) or 'MemoryError'}"
+
+
+def test_air_cannot_be_left_out_where_nothing_says_what_it_is(tmp_path, tiny_model):
+    path = scan(tmp_path / "a.nii.gz")
+    with pytest.raises(RecipeError, match=r"skip_air: the recipe has no prepare\.crop_above"):
+        predict([tiny_model()], [Scan("a", (path,))], tmp_path / "out", settings=replace(PLAIN, skip_air=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_memory_decided_is_recorded_and_a_broken_limit_is_said(tmp_path, tiny_model, monkeypatch):
+    scans, events = [Scan("a", (scan(tmp_path / "a.nii.gz"),))], []
+    (outcome,) = predict([tiny_model()], scans, tmp_path / "out", settings=PLAIN, report=events.append)
+    assert outcome.keep == "memory"
+    assert json.loads((tmp_path / "out" / "predict.jsonl").read_text())["figures"]["keep"] == "memory"
+    assert not [event for event in events if isinstance(event, Warn)]
+    half, limited = Room(1, "half"), replace(PLAIN, memory_limit=10**12)
+
+    def plan(report, **_):
+        report(Kept("half"))
+        return lambda sweep: half
+
+    monkeypatch.setattr("uxnet.inference.segmenter.planner", plan)
+    monkeypatch.setattr("uxnet.inference.unit.take_peak", lambda: 2_000_000)
+    monkeypatch.setattr("uxnet.inference.unit.reset_peak", lambda: True)
+    (outcome,) = predict([tiny_model()], scans, tmp_path / "half", settings=limited, report=events.append)
+    assert outcome.keep == "half"
+    assert any("peak memory 2000000 MB, logits kept in half precision" in event.message for event in events if isinstance(event, Note))
+    (warning,) = [event.message for event in events if isinstance(event, Warn)]
+    assert "a: it took 2000000 MB of memory, more than the limit of 1000.00 GB" in warning
+
+
+def test_workers_share_the_machine(tmp_path, tiny_model):
+    crews = [_crew([tiny_model()], Settings(), workers, None, 8).settings.sharing for workers in (None, 0, 1, 4)]
+    assert crews == [1, 1, 1, 4]
 
 
 # ---- what is done is not done again
@@ -390,6 +518,7 @@ def test_a_changed_input_fails_unless_it_may_overwrite(segmenter, done):
     [
         ({"overlap": 0.25}, "overlap by the recipe, not 0.25"),
         ({"largest": ("dark",)}, "largest nothing, not dark"),
+        ({"memory_limit": 10**12}, "memory_limit none, not 1000000000000"),
         ({"model": 1}, "another model"),
     ],
 )
@@ -406,7 +535,7 @@ def test_another_model_or_setting_is_refused_before_anything_is_done(tiny_model,
     with pytest.raises(InputError, match=rf"0\.nii\.gz: exists already, and it was made with .*{words}.*3 such outputs.*--overwrite"):
         predict([model], find_scans([folder], 1), out, settings=settings, workers=0)
     assert written(out) == before
-    threads = replace(PLAIN, threads=1, memory_limit=10**12, cache=tmp_path)  # none of these decides anything
+    threads = replace(PLAIN, threads=1, sharing=3, cache=tmp_path)  # none of these decides anything
     outcomes = predict([tiny_model()], find_scans([folder], 1), out, settings=threads, workers=0)
     assert statuses(outcomes) == {"0": "already", "1": "already", "2": "already", "3": "done"}
 
@@ -444,6 +573,10 @@ def test_probabilities_are_outputs_like_the_label_map(segmenter, done):
     outcomes = predict(segmenter, find_scans([folder], 1), out, probabilities=True)
     assert statuses(outcomes) == {"0": "already", "1": "already", "2": "done"}
     assert (out / "2_probs.nii.gz").is_file()
+    # Where label maps are replaced, probabilities of earlier ones do not stay beside them; what someone changed does.
+    (out / "1_probs.nii.gz").write_bytes(b"mine")
+    predict(segmenter, find_scans([folder], 1), out, overwrite=True)
+    assert [path.name for path in sorted(out.glob("*_probs.nii.gz"))] == ["1_probs.nii.gz"]
 
 
 def test_a_label_map_and_anothers_probabilities_do_not_share_a_name(segmenter, tmp_path):
@@ -451,6 +584,8 @@ def test_a_label_map_and_anothers_probabilities_do_not_share_a_name(segmenter, t
         scan(tmp_path / "in" / f"{name}.nii.gz")
     with pytest.raises(InputError, match=r"a_probs\.nii\.gz: the output of two scans"):
         predict(segmenter, find_scans([tmp_path / "in"], 1), tmp_path / "out", probabilities=True)
+    with pytest.raises(InputError, match=r"a_probs\.nii\.gz: the output of two scans"):
+        predict(segmenter, find_scans([tmp_path / "in"], 1), tmp_path / "out", probabilities=True, part="1/2")
 
 
 # ---- shards

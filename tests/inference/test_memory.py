@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from uxnet.errors import MemoryLimitError
-from uxnet.events import Note, Warn
+from uxnet.errors import MemoryLimitError, UsageError
+from uxnet.events import Kept, Note, Warn
 from uxnet.geometry import Geometry
-from uxnet.inference.memory import expect_room, parse_size, plan_memory, planner
+from uxnet.inference import memory
+from uxnet.inference.memory import expect_room, free, most_held, parse_size, plan_memory, planner
 from uxnet.inference.segment import segment
 from uxnet.inference.stitch import Room, plan_sweep
 from uxnet.io import write_image
@@ -22,9 +23,9 @@ from uxnet.volume import Volume
 SWEEP = plan_sweep((100, 100, 200), (32, 32, 32), 0.25, 10)
 
 
-def plan(limit, batch=4, strict=True, report=lambda event: None):
+def plan(limit, batch=4, strict=True, report=lambda event: None, before=None):
     return plan_memory(
-        SWEEP, now=10**9, a_window=10**8, batch=batch, threads=1, limit=limit, strict=strict, report=report, name="x.nii"
+        SWEEP, now=10**9, a_window=10**8, batch=batch, threads=1, limit=limit, strict=strict, report=report, name="x.nii", before=before
     )  # fmt: skip
 
 
@@ -48,9 +49,57 @@ def test_the_most_exact_and_quickest_plan_that_fits_is_taken():
 def test_a_limit_that_was_only_guessed_is_warned_of():
     events = []
     assert plan(1, strict=False, report=events.append).room.keep == "file"
-    assert isinstance(events[0], Warn)
-    assert isinstance(events[1], Note)
-    assert "10 channels" in events[1].message
+    assert [type(event) for event in events] == [Warn, Kept, Note]
+    assert events[1] == Kept("file")
+    assert "10 channels" in events[2].message
+
+
+def test_what_happens_to_be_free_never_decides_labels():
+    """Half precision may change them, a file does not."""
+    limit, keeps = plan(10**12).total, []
+    while (chosen := plan(limit, strict=False)).total <= limit:
+        keeps.append(chosen.room.keep)
+        limit = chosen.total - 1
+    assert list(dict.fromkeys(keeps)) == ["memory", "file"]
+
+
+def test_what_was_taken_before_the_first_window_is_told():
+    for before, told in ((3 * 10**9, "; 3.00 GB before that, to load, prepare and check"), (10**9, ""), (None, "")):
+        events = []
+        plan(10**12, report=events.append, before=before)
+        assert events[-1].message.endswith(f"to decide{told}")
+
+
+@pytest.mark.parametrize(("folder", "names"), [
+    (".", ("memory.max", "memory.current", "inactive_file")),
+    ("memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
+])  # fmt: skip
+def test_cached_files_of_a_container_are_free(tmp_path, folder, names):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    limit, used, key = names
+    for name, text in ((limit, "1000000"), (used, "900000"), ("memory.stat", f"anon 5\n{key} 700000\nactive_file 9\nx_{key} 1\n")):
+        (tmp_path / folder / name).write_text(text)
+    assert free(tmp_path) == 800_000
+    (tmp_path / folder / "memory.stat").write_text("")
+    assert free(tmp_path) == 100_000
+    (tmp_path / folder / limit).write_text("max")
+    assert free(tmp_path) > 1_000_000
+
+
+def test_processes_share_what_is_free(monkeypatch):
+    limits = []
+    monkeypatch.setattr(memory, "free", lambda: 900)
+    monkeypatch.setattr(memory, "held", lambda: 10_000)
+    monkeypatch.setattr(memory, "plan_memory", lambda sweep, **told: limits.append(told["limit"]) or plan(10**12))
+    for sharing in (1, 3):
+        planner(batch=1, threads=1, limit=None, report=print, name="x", sharing=sharing)(SWEEP)
+    planner(batch=1, threads=1, limit=77, report=print, name="x", sharing=3)(SWEEP)
+    assert limits == [10_900, 10_300, 77]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is read from /proc")
+def test_the_most_that_was_held_is_at_least_what_is():
+    assert most_held() >= 0.99 * memory.held()
 
 
 @pytest.mark.parametrize(
@@ -62,7 +111,7 @@ def test_sizes_are_understood(text, size):
 
 @pytest.mark.parametrize("text", ["", "much", "-3GB", "4 QB", "0GB", "GB"])
 def test_what_is_no_size_is_refused(text):
-    with pytest.raises(MemoryLimitError, match="amount of memory"):
+    with pytest.raises(UsageError, match="amount of memory"):
         parse_size(text)
 
 
@@ -114,7 +163,7 @@ def test_the_first_window_is_computed_alone_and_then_as_planned():
     plan = planner(batch=3, threads=1, limit=10**12, report=events.append, name="x")
     segment(volume, [Watched()], [stage], labels, plan=plan)
     assert sizes == [1, 3]
-    assert "3 windows at a time" in events[-1].message
+    assert any("3 windows at a time" in event.message for event in events if isinstance(event, Note))
 
 
 _MEASURED = """
@@ -141,7 +190,7 @@ stage = Stage(
     inference=Inference((), 0.5),
 )
 open("/proc/self/clear_refs", "w").write("5")
-plan = planner(batch=1, threads=2, limit=None, report=lambda event: print(event.message), name="x")
+plan = planner(batch=1, threads=2, limit=None, report=print, name="x")
 segment(volume, [Waves()], [stage], Labels(tuple(Label(str(n), n) for n in range(1, classes))), threads=2, plan=plan)
 print("peak", int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1)) * 1024)
 """

@@ -752,3 +752,14 @@ def test_units_other_than_mm_are_refused_instead_of_misread(tmp_path, unit):
     path = save(tmp_path / "a.nii.gz", np.zeros((3, 4, 5), np.int16), units=(unit, "sec"))
     with pytest.raises(VolumeError, match=r"a\.nii\.gz.*mm"):
         read_image(path)
+
+
+def test_a_file_obeys_the_umask_and_nobody_elses_is_changed_meanwhile(tmp_path, monkeypatch):
+    before = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", lambda mask: pytest.fail("other threads would write files with it"))
+            write_labels(tmp_path / "a.nii.gz", Volume(blocks()[np.newaxis], Geometry((6, 5, 4), np.eye(4))))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.nii.gz").stat().st_mode) == 0o640

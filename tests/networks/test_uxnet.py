@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from uxnet.errors import RecipeError
-from uxnet.networks.blocks import DropPath, LayerNorm, instance_norm, padded_sides
+from uxnet.networks.blocks import DropPath, GroupedPointwiseConv3d, LayerNorm, instance_norm, padded_sides
 from uxnet.networks.build import build
 from uxnet.networks.uxnet import RELEASED_KEYS, UXNet
 from uxnet.networks.weights import rename
@@ -52,6 +52,16 @@ def test_the_papers_block_takes_a_layer_scale_for_each_of_its_branches():
     x = image(1, 4, 4, 4, 4)
     assert torch.equal(block(x), x)
     assert [name for name, _ in block.named_parameters() if "layer_scale" in name] == ["layer_scale1", "layer_scale2"]
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [({}, 0.1), ({"block": "released"}, 0.1), ({"block": "paper"}, None), ({"block": "paper", "layer_scale": 0.5}, 0.5)],
+)
+def test_narrow_has_a_layer_scale_with_the_released_block_unless_it_is_given(more, expected):
+    network = build("uxnet", 1, 3, (32, 32, 32), {"size": "narrow", **more})
+    found = {float(value) for name, p in network.named_parameters() if "layer_scale" in name for value in p.detach()}
+    assert found == (set() if expected is None else {float(torch.tensor(expected))})
 
 
 def test_the_layer_scale_is_that_of_the_reading_unless_it_is_given():
@@ -329,3 +339,15 @@ def test_the_network_needs_no_monai():
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("channels", "wide"), [(6, 24), (24, 6), (5, 5)])
+def test_grouped_pointwise_convolutions_are_the_same_without_a_convolution(channels, wide):
+    """CUDA takes that way; it is the same on any device."""
+    conv = GroupedPointwiseConv3d(channels, wide, min(channels, wide)).double()
+    x = torch.randn(2, channels, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.allclose(conv.apart(x), conv(x))
+    upstream = torch.randn(2, wide, 3, 4, 5, dtype=torch.float64)
+    inputs = (x, conv.weight, conv.bias)
+    for a, b in zip(torch.autograd.grad(conv.apart(x), inputs, upstream), torch.autograd.grad(conv(x), inputs, upstream), strict=True):
+        assert torch.allclose(a, b)

@@ -5,14 +5,16 @@ import socket
 import subprocess
 import sys
 
+UXNET = ("-m", "uxnet")
 
-def torchrun(*arguments, processes=2, timeout=300, **environment):
-    """Runs `uxnet ARGUMENTS` in so many processes; gives the finished torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "-m", "uxnet", *map(str, arguments)]
+
+def torchrun(*arguments, processes=2, timeout=300, program=UXNET, **environment):
+    """Runs `uxnet ARGUMENTS` (or another program) in so many processes; gives the finished torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", *program, *map(str, arguments)]
     return subprocess.run(command, env={**plain(), **environment}, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def srun(*arguments, processes=2, timeout=300):
+def srun(*arguments, processes=2, timeout=300, program=UXNET, **more):
     """The same as SLURM's srun does it, on one node: every process finds its number in the environment."""
     started, port = [], free_port()
     for rank in range(processes):
@@ -31,8 +33,8 @@ def srun(*arguments, processes=2, timeout=300):
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }
-        environment = {**plain(), **{key: str(value) for key, value in slurm.items()}}
-        command = [sys.executable, "-m", "uxnet", *map(str, arguments)]
+        environment = {**plain(), **{key: str(value) for key, value in slurm.items()}, **more}
+        command = [sys.executable, *program, *map(str, arguments)]
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     said = [process.communicate(timeout=timeout) for process in started]
     return [subprocess.CompletedProcess(p.args, p.returncode, *texts) for p, texts in zip(started, said, strict=True)]

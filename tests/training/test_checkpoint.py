@@ -7,7 +7,15 @@ from torch import nn
 
 from uxnet.errors import CheckpointError
 from uxnet.training import checkpoint
-from uxnet.training.checkpoint import Progressed, State, load_checkpoint, load_weights_file, save_checkpoint, save_weights
+from uxnet.training.checkpoint import (
+    Progressed,
+    State,
+    load_checkpoint,
+    load_weights_file,
+    save_checkpoint,
+    save_weights,
+    weights_header,
+)
 from uxnet.training.engine import TrainingEngine
 
 DONE = Progressed(
@@ -98,8 +106,9 @@ def test_a_torn_checkpoint_is_refused(saved, share):
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(CheckpointError, match=r"last\.safetensors: the checkpoint cannot be read"):
         load_checkpoint(path, State(*pair(), {}), ENGINE, "this run")
-    with pytest.raises(CheckpointError):
-        load_weights_file(path)
+    for reading in (load_weights_file, weights_header):
+        with pytest.raises(CheckpointError):
+            reading(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"\xff" * 100, b"\x10" + b"\0" * 7 + b'{"a": "nonsense"}'])
@@ -148,6 +157,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(saved, monkeypatch):
 def test_weights_alone(tmp_path):
     network, _ = pair()
     save_weights(tmp_path / "best.safetensors", network.state_dict(), {"step": 3})
+    assert weights_header(tmp_path / "best.safetensors") == {"step": 3}
     loaded = load_weights_file(tmp_path / "best.safetensors")
     assert loaded.keys() == network.state_dict().keys()
     assert all(torch.equal(loaded[key], value) for key, value in network.state_dict().items())

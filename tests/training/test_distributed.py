@@ -1,7 +1,9 @@
 """Two processes compute what one does: gradients, validations, checkpoints and errors."""
 
 import json
+from pathlib import Path
 
+import failing_process
 import pytest
 import torch
 from processes import srun, torchrun
@@ -138,6 +140,31 @@ def test_an_error_in_one_process_ends_all_of_them(command, alone):
     done = torchrun(*command("whole"), timeout=120)
     assert done.returncode == 1
     assert "there is a run already" in done.stderr
+
+
+FAILING = (str(Path(failing_process.__file__)),)
+
+
+def test_an_error_of_the_first_process_alone_ends_all_of_them_and_hands_over_the_best(command, alone):
+    """The others are then in the middle of a step: they are not waited for."""
+    done = torchrun(*command("first-fails"), timeout=120, program=FAILING, FAILING_RANK="0")
+    assert done.returncode == 1
+    assert "x.case: damaged. The weights of step 4, the best, are in" in done.stderr
+    assert read_model(alone / "first-fails" / "last_good.uxnet").provenance["training"]["step"] == 4
+
+
+def test_an_error_of_another_process_alone_ends_all_of_them(command):
+    both = srun(*command("second-fails"), timeout=120, program=FAILING, FAILING_RANK="1")
+    assert [done.returncode for done in both] == [1, 1]
+    assert both[1].stderr.splitlines()[-1] == "uxnet train: x.case: damaged"
+
+
+def test_what_stops_all_processes_leaves_the_best(command, alone):
+    every = ["training.validate_every=1", "training.absurd_gradient=1e-9", "training.skips_in_a_row=3"]
+    both = srun(*command("all-fail", *(a for setting in every for a in ("--set", setting))), timeout=120)
+    assert [done.returncode for done in both] == [1, 1]
+    assert all("3 steps in a row had a loss or gradient" in done.stderr for done in both)
+    assert (alone / "all-fail" / "last_good.uxnet").is_file()
 
 
 def test_a_batch_that_cannot_be_shared_out():

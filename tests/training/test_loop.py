@@ -234,9 +234,11 @@ def test_what_is_lost_in_a_validation_is_the_validation(run):
 
 
 def test_it_stops_when_nothing_gets_better(run):
-    done, _, _, files = run(steps=20, validate_every=2, stop_after=3, scores=[0.3, 0.5, 0.4, 0.5, 0.2, 0.9])
+    done, _, events, files = run(steps=20, validate_every=2, stop_after=3, scores=[0.3, 0.5, 0.4, 0.5, 0.2, 0.9])
     assert (done.step, done.best_step, done.scores) == (10, 4, [0.3, 0.5, 0.4, 0.5, 0.2])
     assert len(steps(files)) == 10
+    (said,) = [e.message for e in events if isinstance(e, Note)]
+    assert "stopped early, after 10 of 20 steps: no better Dice than 0.5000 in 3 validations in a row" in said
     again, *_ = run(steps=20, validate_every=2, stop_after=3, scores=[1.0])  # a finished run stays finished
     assert again == done
 

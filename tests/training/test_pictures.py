@@ -8,8 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uxnet.errors import InputError
+from uxnet.events import silent
 from uxnet.geometry import Geometry
 from uxnet.labels import Label, Labels
+from uxnet.recipe import Training
+from uxnet.records import append_record
+from uxnet.training import showing
 from uxnet.training.pictures import PICTURES, Shown, choose_cases, keep_slice, picture, picture_due
 from uxnet.volume import Volume
 
@@ -62,6 +66,19 @@ def test_a_picture_is_small_and_carries_the_dice(tmp_path):
     assert all(f"<!-- {word} -->" in text for word in ("Dice 0.876", "no class to score", "reference", "prediction", "one", "step 10"))
     picture(tmp_path / "a.png", [shown(n * "x") for n in (1, 2, 3)], LABELS)
     assert (tmp_path / "a.png").stat().st_size < 600_000
+
+
+def test_the_validation_at_which_a_run_stops_early_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(showing, "curves", lambda *_, **__: None)
+    monkeypatch.setattr(showing, "picture", lambda path, *_: drawn.append(path.name))
+    drawn, case = [], shown("one")
+    with showing.Showing(tmp_path, "a run", Training(steps=400, validate_every=10, stop_after=3), LABELS, ["one"], False, silent) as page:
+        page.case("one", case.image, case.reference, case.predicted, {"a": 0.5})
+        for step, dice in zip((10, 20, 30, 40), (0.5, 0.4, 0.3, 0.4), strict=True):
+            record = {"kind": "validation", "step": step, "dice": dice, "classes": {"a": dice}}
+            append_record(tmp_path / "metrics.jsonl", record)
+            page.record(record)
+    assert drawn == ["step_0000010.png", "step_0000040.png"]
 
 
 def test_what_cannot_be_drawn_leaves_nothing(tmp_path):

@@ -1,24 +1,29 @@
 """A run that dies goes on: whatever kills it, wherever it is, the weights are in the end those of a run that lived."""
 
 import contextlib
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from commands import run
 from safetensors import safe_open
 
 from uxnet.dataset import store
-from uxnet.errors import CheckpointError, DatasetError, RecipeError, TrainingError
+from uxnet.errors import Cancelled, CheckpointError, DatasetError, InputError, RecipeError, TrainingError
 from uxnet.events import Note, Warn
+from uxnet.io import alone
 from uxnet.model import read_model, read_weights
-from uxnet.recipe import load_recipe, recipe_to_toml, with_network, with_overrides
+from uxnet.recipe import Network, load_recipe, recipe_to_toml, with_network, with_overrides
 from uxnet.records import read_records
 from uxnet.training import checkpoint, loop, showing
 from uxnet.training import run as run_module
@@ -188,6 +193,7 @@ def test_what_a_run_leaves_behind(whole, tiny_dataset):
         "pictures",
         "checkpoints",
         "model.uxnet",
+        "train.lock",
     }
     assert {p.name for p in (whole / "checkpoints").iterdir()} == {"last.safetensors", "best.safetensors"}
     model = read_model(whole / "model.uxnet")
@@ -374,6 +380,148 @@ def test_a_run_that_has_to_be_stopped_hands_over_its_best(go, tiny_recipe, tiny_
     assert go(tmp_path / "mended", recipe=mended, init_from=good.path).is_file()
 
 
+def stopping(error, monkeypatch, step=5):
+    """Makes reading the batch of a step, counted from 0, end in an error; steps 4 and 8 are validated."""
+    real = loop.read_batch
+
+    def reading(*arguments):
+        if arguments[4] == step:
+            raise error
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "read_batch", reading)
+
+
+@pytest.mark.parametrize("kind", [DatasetError, TrainingError, InputError])
+def test_whatever_stops_a_run_its_best_is_handed_over(go, tmp_path, monkeypatch, kind):
+    stopping(kind("x.case: damaged"), monkeypatch)
+    with pytest.raises(kind, match=r"^x\.case: damaged\. The weights of step 4, the best, are in .*last_good\.uxnet$") as caught:
+        go(tmp_path / "run")
+    assert type(caught.value) is kind
+    assert read_model(tmp_path / "run" / "last_good.uxnet").provenance["training"]["step"] == 4
+
+
+def test_who_cancels_or_stops_before_the_first_validation_has_no_model(go, tmp_path, monkeypatch):
+    for name, error, step in (("a", Cancelled("enough"), 5), ("b", DatasetError("x.case: damaged"), 2)):
+        with monkeypatch.context() as patch:
+            stopping(error, patch, step)
+            with pytest.raises(type(error), match=f"^{error}$"):
+                go(tmp_path / name)
+        assert not (tmp_path / name / "last_good.uxnet").exists()
+
+
+def test_a_full_disk_is_what_is_said_whatever_fails_after_it(go, whole, tmp_path, monkeypatch):
+    """The records cannot be written, and then the model of the best weights cannot either; what was saved is gone on with."""
+    real, calls, events = os.fsync, [], []
+
+    def full(handle):
+        name = os.readlink(f"/proc/self/fd/{handle}") if os.path.isdir("/proc/self/fd") else ""
+        calls.append(name)
+        if "last_good" in name or sum("metrics" in call for call in calls) > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match=r"metrics\.jsonl: a record cannot be written \(No space left on device\)[^.]*$"):
+            go(tmp_path / "run", report=events.append)
+    warned = [e.message for e in events if isinstance(e, Warn)]
+    assert "last_good.uxnet: the weights of the best validation could not be written there" in warned[-1]
+    assert not (tmp_path / "run" / "last_good.uxnet").exists()
+    go(tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_what_another_run_left_is_not_this_ones_best(go, whole, tmp_path, monkeypatch):
+    """Somebody removed the checkpoint to train anew in the same folder, but not the best weights."""
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for name in ("checkpoints/last.safetensors", "model.uxnet", "metrics.jsonl"):
+        (out / name).unlink()
+    with monkeypatch.context() as patch:
+        stopping(DatasetError("x.case: damaged"), patch, 2)
+        with pytest.raises(DatasetError, match=r"^x\.case: damaged$"):
+            go(out, resume=True, fold=1)
+    assert not (out / "last_good.uxnet").exists()
+    # Nor where no validation of this one could be scored.
+    monkeypatch.setattr(run_module, "validate", lambda cases, *_: Validation({case.name: {"bright": None, "dark": None} for case in cases}))
+    assert read_model(go(out, resume=True, fold=1)).provenance["training"]["step"] == 8
+
+
+def test_a_folder_is_in_one_hand_at_a_time(go, whole, tiny_recipe, tmp_path, monkeypatch):
+    with alone(whole / "train.lock", CheckpointError("mine")), pytest.raises(CheckpointError, match="another process trains there"):
+        go(whole, resume=True)
+    real = run_module.check_dataset
+
+    def checking(*arguments, **more):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "recipe.toml").write_text(recipe_to_toml(tiny_recipe))
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(run_module, "check_dataset", checking)
+    with pytest.raises(CheckpointError, match=r"there is a run already.*--resume"):
+        go(tmp_path / "run")  # another process began it while this one read the dataset
+
+
+def test_resuming_tidies_the_run_and_leaves_others_what_they_write(go, whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    own = [out / ".curves.x.part.png", out / "checkpoints" / ".last.x.part.safetensors", out / "pictures" / ".step_4.x.part.png"]
+    others = [out / "cache" / ".case_00.x.part.case", out / "cache" / "stage_0" / ".a.x.part.json", out / "test" / ".b.x.part.nii.gz"]
+    for path in own + others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    go(out, resume=True)
+    assert not [path for path in own if path.exists()]
+    assert all(path.exists() for path in others)
+
+
+def test_tuples_in_a_recipe_of_pythons_are_lists_in_its_file(go, tiny_recipe, tmp_path):
+    stage = tiny_recipe.stages[0]
+    settings = {**stage.network.settings, "widths": (4, 8), "depths": (1, 1)}
+    recipe = replace(tiny_recipe, stages=(replace(stage, network=Network("uxnet", settings), training=replace(stage.training, steps=1)),))
+    go(tmp_path / "run", recipe=recipe)
+    go(tmp_path / "run", recipe=recipe, resume=True)
+
+
+def test_a_scan_that_trains_and_validates_is_named(go, tiny_dataset, tmp_path, monkeypatch):
+    data, events = tmp_path / "data", []
+    shutil.copytree(tiny_dataset, data)
+    for folder in ("imagesTr", "labelsTr"):
+        shutil.copy(data / folder / "case_03.nii.gz", data / folder / "case_07.nii.gz")
+    names = [f"case_{n:02d}" for n in range(10) if n != 7]
+    (tmp_path / "split.json").write_text(json.dumps({"folds": [{"train": names, "validation": ["case_07"]}]}))
+
+    def die(*_, **__):
+        raise Died
+
+    monkeypatch.setattr(run_module, "fit", die)
+    with pytest.raises(Died):
+        go(tmp_path / "run", dataset=data, split=tmp_path / "split.json", report=events.append)
+    (warned,) = [e.message for e in events if isinstance(e, Warn)]
+    assert "case_03 (train) = case_07 (validation)" in warned
+
+
+def test_the_summary_says_that_a_run_stopped_early(shared, tiny_dataset, tmp_path, capsys):
+    settings = ["training.validate_every=1", "training.stop_after=1", "optimiser.learning_rate=1e-12"]
+    arguments = [
+        "train",
+        tiny_dataset,
+        "--recipe",
+        shared / "tiny.toml",
+        "-o",
+        tmp_path / "run",
+        "--cache",
+        shared / "cache",
+        "--workers",
+        "1",
+    ]
+    assert run(*arguments, "--device", "cpu", *(word for setting in settings for word in ("--set", setting))) == 0
+    said = capsys.readouterr().out
+    assert "stopped early, after 2 of 8 steps: no better Dice than" in said
+    assert "weights of step 1 of 2" in said
+
+
 def test_resuming_a_finished_run_changes_nothing(go, whole):
     before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file() and p.name in ("model.uxnet", "metrics.jsonl", "last.safetensors")}
     events = []
@@ -399,8 +547,9 @@ def test_a_run_that_is_there_is_not_overwritten(go, whole):
 def test_another_recipe_fold_or_labels_is_refused(go, whole, tiny_recipe, tiny_dataset):
     with pytest.raises(CheckpointError, match="another recipe"):
         go(whole, resume=True, recipe=with_overrides(tiny_recipe, ["training.steps=9"]))
-    with pytest.raises(CheckpointError, match="another run"):
+    with pytest.raises(CheckpointError, match=r"another run.*train into another folder$"):
         go(whole, resume=True, fold=1)
+    assert not (whole / "last_good.uxnet").exists()  # it would be that run's, with this one's cases written on it
     with pytest.raises(DatasetError, match="folds 0 to 4, not 5"):
         go(whole, resume=True, fold=5)
     assert load_recipe(whole / "recipe.toml") == tiny_recipe

@@ -1,7 +1,9 @@
 """RAP-Net's method as a recipe of two stages: trained in order, resumed, and used as one model."""
 
+import shutil
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -59,7 +61,7 @@ def test_both_stages_are_trained_and_kept_in_one_model(trained, two):
         records = list(read_records(out / f"stage_{number}" / "metrics.jsonl"))
         assert [r["step"] for r in records if r["kind"] == "validation"] == [12, 24]
         assert (out / f"stage_{number}" / "curves.png").exists()
-    guided = sorted(p.name for p in (out / "stage_0" / "labels").iterdir())
+    guided = sorted(p.name for p in (out / "stage_0" / "labels").glob("*.nii.gz"))
     assert guided == sorted(f"{name}.nii.gz" for name in model.provenance["split"]["train"])
 
 
@@ -107,6 +109,30 @@ def test_a_run_that_was_interrupted_gives_the_same_weights(trained, tiny_dataset
     for number in (0, 1):
         want, got = read_weights(read_model(whole), number), read_weights(read_model(resumed), number)
         assert all(np.array_equal(want[key], got[key]) for key in want)
+
+
+def test_a_case_whose_image_or_grid_changed_is_segmented_anew(trained, tiny_dataset, two, tmp_path, monkeypatch):
+    """What guides the second stage is of the image as it is; the rest is not segmented again."""
+    out, path = trained
+    shutil.copytree(out, tmp_path / "run")
+    shutil.copytree(tiny_dataset, tmp_path / "data")
+    brighter, moved = read_model(path).provenance["split"]["train"][:2]
+    files = [tmp_path / "data" / folder / f"{name}.nii.gz" for folder in ("imagesTr", "labelsTr") for name in (brighter, moved)]
+    scans = {file: nib.load(file) for file in files}
+    for file, scan in scans.items():
+        array, affine = np.asarray(scan.dataobj), scan.affine.copy()
+        if brighter in file.name:
+            array = array + 1 if "imagesTr" in str(file) else array
+        else:
+            affine[0, 3] += 5
+        nib.save(nib.Nifti1Image(array, affine), tmp_path / "new.nii.gz")
+        shutil.move(tmp_path / "new.nii.gz", file)
+    real, written = run_module.write_labels, []
+    monkeypatch.setattr(run_module, "write_labels", lambda path, labels: (written.append(path.name), real(path, labels)))
+    go(tmp_path / "data", two, tmp_path / "run", resume=True)
+    assert sorted(written) == sorted(f"{name}.nii.gz" for name in (brighter, moved))
+    go(tmp_path / "data", two, tmp_path / "run", resume=True)
+    assert len(written) == 2
 
 
 def test_info_and_predict_take_it_like_any_model(trained, tiny_dataset, tmp_path, capsys):

@@ -85,10 +85,10 @@ def run(
         jobs: units side by side, each in a process of its own; by default as many as the cores (or GPUs) hold. With --ray, by default
             as many as the cluster holds.
         threads: that each unit computes with, held to cores of its own where the system can.
-        device: auto, cpu, cuda or mps.
+        device: auto, cpu, cuda or mps. With --ray, auto is the CPU; cuda reserves a GPU for each unit.
         ray: do the units on a Ray cluster (pip install 'uxnet[ray]'): auto (the one that this machine belongs to), HOST:PORT, or
             local, which begins one on this machine. Its machines must see the same files.
-        split: a file with the folds, each with test cases. By default DIR/split.json, made if it is not there.
+        split: a file with the folds, each with test cases of its own. By default DIR/split.json, made if it is not there.
         group_by: a regular expression that finds the person in a case's name. By default subjects.json in DATASET says who is who.
         cache: folder for the prepared cases, shared by all units. By default cache in DIR.
         tolerance_mm: how far apart two surfaces may lie, in mm, and still agree in the NSD.
@@ -136,7 +136,7 @@ def show(console: Console, outcomes: Sequence[Outcome], output: Path) -> None:
     from uxnet.cli.compare import show as show_comparison
     from uxnet.cli.compare import table
     from uxnet.evaluation.scores import read_scores, record_files
-    from uxnet.experiments.crossval_summary import compared, cost_rows, equal_terms
+    from uxnet.experiments.crossval_summary import compared, cost_rows, equal_terms, incomplete
 
     if record_files(output / "records"):
         scores = read_scores([output])
@@ -145,6 +145,8 @@ def show(console: Console, outcomes: Sequence[Outcome], output: Path) -> None:
         if comparison is not None:
             show_comparison(console, comparison)
         console.print(f"[dim]{escape(equal_terms(scores))}[/]", highlight=False)
+        if missing := incomplete(output, scores):
+            console.print(f"[yellow]{escape(missing)}[/]", highlight=False)
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     for outcome in failed:
         console.print(f"[red]failed:[/] {outcome.name} on fold {outcome.fold}: {escape(outcome.error)}", soft_wrap=True, highlight=False)
@@ -162,14 +164,14 @@ def _names(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int] | None:
-    from uxnet.errors import InputError
+    from uxnet.errors import UsageError
 
     if not text:
         return None
     try:
         return [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise InputError(f"--folds {text!r}: give numbers with commas between them, such as 0,1,2") from error
+        raise UsageError(f"--folds {text!r}: give numbers with commas between them, such as 0,1,2") from error
 
 
 def _leaving(report: Report, asked: Callable[[], bool]) -> Report:

@@ -44,11 +44,11 @@ def run(
     from rich.markup import escape
 
     from uxnet.cli.render import duration, reporting
-    from uxnet.errors import InputError
+    from uxnet.errors import UsageError
     from uxnet.recipe import load_recipe, with_overrides
 
     if data is not None and recipe is None:
-        raise InputError(f"{data}: say by which recipe to train on it, for example --recipe hippocampus")
+        raise UsageError(f"{data}: say by which recipe to train on it, for example --recipe hippocampus")
     chosen = with_overrides(load_recipe(recipe or "phantom"), set)
     console = Console(stderr=True)
     with reporting(console) as report:

@@ -69,11 +69,11 @@ def run(
     from rich.console import Console
 
     from uxnet.cli.render import reporting
-    from uxnet.errors import InputError
+    from uxnet.errors import UsageError
     from uxnet.io import write_json
 
     if min(in_channels, classes, rounds) < 1 or threads < 0:
-        raise InputError("give at least one channel, class and round, and no negative number of threads")
+        raise UsageError("give at least one channel, class and round, and no negative number of threads")
     recipes, console = _recipes(recipe, network, set), Console()
     with Console(stderr=True).status("loading torch"):
         from uxnet.experiments.doctor import examine, machine

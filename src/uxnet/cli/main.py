@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here: asking for help must not wait for what a verb needs.
     import tyro
 
-    from uxnet.errors import Cancelled, Preempted, UxnetError
+    from uxnet.errors import Cancelled, Preempted, UsageError, UxnetError
 
     module = import_module(f"uxnet.cli.{verb}")
     description = f"{module.run.__doc__}\n\n{module.EXAMPLES}"
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except (UxnetError, OSError) as error:
         print(f"uxnet {verb}: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
 
 
 def _without_args(text: str) -> str:

@@ -51,14 +51,14 @@ def run(
 
     from rich.console import Console
 
-    from uxnet.errors import InputError
+    from uxnet.errors import UsageError
     from uxnet.recipe import to_plain
     from uxnet.shipped import in_the_box, names, read_card
 
     console = Console()
     if make or records or facts or output:
         if not (name and make and records and facts and output):
-            raise InputError("to make a card, give a name, --make MODEL, --records, --facts and --output")
+            raise UsageError("to make a card, give a name, --make MODEL, --records, --facts and --output")
         from uxnet.experiments.card import make_card
 
         card = make_card(name, make, records, facts, output, half=half)

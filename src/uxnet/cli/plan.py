@@ -68,18 +68,18 @@ def run(
     from uxnet.cli.render import reporting
     from uxnet.dataset.check import check_dataset, refuse_errors
     from uxnet.dataset.manifest import read_dataset
-    from uxnet.errors import InputError, RecipeError
+    from uxnet.errors import InputError, UsageError
     from uxnet.inference.memory import parse_size
     from uxnet.io import atomic
 
     if output.suffix != ".toml" or output.is_dir():
-        raise InputError(f"{output}: name a file to write that ends in .toml, for example {output.with_suffix('.toml')}")
+        raise UsageError(f"{output}: name a file to write that ends in .toml, for example {output.with_suffix('.toml')}")
     if output.exists() and not overwrite:
         raise InputError(f"{output}: is there already; write over it with --overwrite, or name another file")
     if (steps is not None and steps < 1) or (hours is not None and hours <= 0):
-        raise RecipeError("training.steps, training.hours: must be above 0")
+        raise UsageError("--steps, --hours: must be above 0")
     if spacing is not None and min(spacing) <= 0:
-        raise RecipeError("prepare.spacing_mm: must be above 0")
+        raise UsageError("--spacing: must be above 0")
     limit = parse_size(memory) if memory else None
     manifest = read_dataset(dataset, group_by=group_by)
     console = Console(stderr=True)

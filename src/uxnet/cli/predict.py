@@ -67,7 +67,7 @@ def run(
     The same command again takes up what an interrupted one left: outputs that were made from the same content (of input, models and
     settings) are known by OUT/predict.jsonl and left as they are. Anything else that is there is not touched without --overwrite.
 
-    The exit code is 0 if every scan was segmented, else 1.
+    The exit code is 0 if every scan was segmented, else 1; 2 if the arguments are wrong.
 
     Args:
         paths: the model, a .uxnet file (several are folds, whose logits are averaged) or the name of one in the box (uxnet models lists
@@ -75,7 +75,8 @@ def run(
             (.json: {"name": "file"} or {"name": ["channel 0", "channel 1"]}).
             Files named NAME_0000, NAME_0001, ... are the channels of one scan.
         output: folder for the label maps.
-        overwrite: replace label maps that are there and were made from something else.
+        overwrite: replace label maps that are there and were made from something else. If their values mean something else, too, this
+            call must replace all of the folder's.
         region: of models in the box that know crops and can be led to them in whole heads: what the scans are. auto goes by their extent
             in mm. A head in which the structures are not found on both sides, or in absurd places, fails and is named.
         box: folder of models with cards, instead of the ones that come with uxnet.
@@ -94,15 +95,17 @@ def run(
         largest: keep only the largest connected component of this structure; can be given several times, or all.
         probabilities: also write OUT/NAME_probs.nii.gz, the probability of each class.
         memory_limit: the most memory that a process may take, such as 4GB, 512MB or 1.5GiB. With a limit a process has one scan in hand
-            at a time; without one it reads the next and writes the last while it segments.
-        skip_air: leave out windows that hold nothing above the recipe's crop_above, even if the recipe does not.
+            at a time; without one it reads the next and writes the last while it segments. Within a limit logits may be kept in half
+            precision, so outputs of another limit count as made from something else.
+        skip_air: leave out windows that hold nothing above the recipe's crop_above, even if the recipe does not. A recipe without one is
+            refused.
         no_skip_air: compute such windows even if the recipe leaves them out.
         cache: folder for compiled engines; by default the user's own cache folder.
     """
     from rich.console import Console
 
     from uxnet.cli.render import reporting
-    from uxnet.errors import InputError
+    from uxnet.errors import UsageError
     from uxnet.inference.cohort import find_scans, predict, read_models
     from uxnet.inference.memory import parse_size
     from uxnet.inference.settings import Settings
@@ -111,9 +114,9 @@ def run(
     chosen = choose(paths, box)
     models = list(chosen.models)
     if not chosen.rest:
-        raise InputError("no input: name at least one file or folder to segment, after the model")
+        raise UsageError("no input: name at least one file or folder to segment, after the model")
     if skip_air and no_skip_air:
-        raise InputError("--skip-air and --no-skip-air contradict each other; give one of them, or none for the recipe's choice")
+        raise UsageError("--skip-air and --no-skip-air contradict each other; give one of them, or none for the recipe's choice")
     described = read_models(models)
     scans = find_scans(chosen.rest, len(described[0].channels))
     located = _located(chosen, scans, region)
@@ -196,14 +199,14 @@ def _print_table(console: Console, outcomes: Sequence[Outcome]) -> None:
 
 def _located(chosen: Chosen, scans: Sequence[Scan], region: str) -> Located | None:
     """How the scans' structures are found first, if the scans are whole ones."""
-    from uxnet.errors import InputError
+    from uxnet.errors import UsageError
     from uxnet.inference.located import are_whole
     from uxnet.inference.settings import Located
     from uxnet.shipped import in_the_box, model_file
 
     if chosen.whole is None:
         if region == "head":
-            raise InputError(f"--region head: it takes a model {in_the_box(chosen.box)} whose card says how crops are found in a head")
+            raise UsageError(f"--region head: it takes a model {in_the_box(chosen.box)} whose card says how crops are found in a head")
         return None
     if region == "crop" or (region == "auto" and not are_whole(scans, chosen.whole)):
         return None
@@ -214,7 +217,7 @@ def _say_what_is_taken(chosen: Chosen, scans: Sequence[Scan], located: Located |
     from uxnet.events import Note
 
     for path in chosen.models:
-        if path.parent == chosen.box:
+        if path.parent.resolve() == chosen.box.resolve():
             report(Note(f"{path.stem}: the model in the box, {path}"))
     if chosen.whole:
         what = "a whole head" if len(scans) == 1 else "whole heads"
@@ -224,40 +227,40 @@ def _say_what_is_taken(chosen: Chosen, scans: Sequence[Scan], located: Located |
 
 
 def _at_least(least: int, number: int, flag: str) -> int:
-    from uxnet.errors import InputError
+    from uxnet.errors import UsageError
 
     if number < least:
-        raise InputError(f"{flag} {number}: give {least} or more")
+        raise UsageError(f"{flag} {number}: give {least} or more")
     return number
 
 
 def _share(overlap: float | None) -> float | None:
-    from uxnet.errors import InputError
+    from uxnet.errors import UsageError
 
     if overlap is not None and not 0 <= overlap < 1:
-        raise InputError(f"--overlap {overlap:g}: give a share of a window's side, 0 or more and below 1")
+        raise UsageError(f"--overlap {overlap:g}: give a share of a window's side, 0 or more and below 1")
     return overlap
 
 
 def _mirror(axes: str, model: Model) -> Mirror:
-    from uxnet.errors import InputError
+    from uxnet.errors import UsageError
 
     if axes == "none":
         return (False, False, False)
     if axes == "recipe":
         return model.recipe.stages[0].augment.mirror
     if not axes or not set(axes) <= set("ijk") or len(set(axes)) < len(axes):
-        raise InputError(f"--mirror {axes!r}: give none, recipe, or letters of i, j and k, such as ij")
+        raise UsageError(f"--mirror {axes!r}: give none, recipe, or letters of i, j and k, such as ij")
     return ("i" in axes, "j" in axes, "k" in axes)
 
 
 def _structures(names: Sequence[str], model: Model) -> tuple[str, ...]:
-    from uxnet.errors import InputError
+    from uxnet.errors import UsageError
 
     classes = model.labels.classes
     if "all" in names:
         return classes
     unknown = [name for name in names if name not in classes]
     if unknown:
-        raise InputError(f"--largest {unknown[0]!r}: the model knows no such structure, but {', '.join(classes)}; or give all")
+        raise UsageError(f"--largest {unknown[0]!r}: the model knows no such structure, but {', '.join(classes)}; or give all")
     return tuple(name for name in classes if name in names)

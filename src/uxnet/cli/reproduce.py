@@ -78,28 +78,28 @@ def run(
     from rich.console import Console
 
     from uxnet.cli.render import reporting
-    from uxnet.errors import InputError
+    from uxnet.errors import UsageError
     from uxnet.experiments.reproduce import paper_table, read_trials, write_table
 
     console = Console()
     if what in ("table4", "table5") and (records or feta or flare or amos):
-        raise InputError(f"{what} is not made of records; {'give datasets by --dataset' if what == 'table5' else 'it needs none'}")
+        raise UsageError(f"{what} is not made of records; {'give datasets by --dataset' if what == 'table5' else 'it needs none'}")
     if rows < 1:
-        raise InputError(f"--rows {rows}: a figure shows at least 1 case")
+        raise UsageError(f"--rows {rows}: a figure shows at least 1 case")
     trials = read_trials({"": records, "FeTA2021": feta, "FLARE2021": flare, "AMOS2022": amos})
     if what == "figure3" or what == "figure4" or what == "transfer":
         from uxnet.experiments.reproduce import curve_figure, slice_figure, transfer_figure
         from uxnet.experiments.reproduce_figures import figure_notes
 
         if output is None:
-            raise InputError(f"{what}: say by -o which folder gets {what}.png and {what}.svg")
+            raise UsageError(f"{what}: say by -o which folder gets {what}.png and {what}.svg")
         if what == "figure3":
             paths = curve_figure(output, trials, over=over, band=band, note=note)
         elif what == "transfer":
             paths = transfer_figure(output, trials, band=band, note=note)
         else:
             if len(dataset) != 1:
-                raise InputError("figure4 needs the folder of the cases' images: give it by --dataset")
+                raise UsageError("figure4 needs the folder of the cases' images: give it by --dataset")
             names = [name.strip() for name in cases.split(",") if name.strip()]
             paths = slice_figure(output, trials, dataset[0], cases=names, rows=rows, plane=plane, note=note)
         for line in figure_notes(trials, None if what == "figure4" else band):

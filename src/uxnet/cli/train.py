@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from uxnet.errors import Preempted
+from uxnet.errors import Preempted, RecipeError
 from uxnet.events import Event, Progress, Report
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def run(
     *,
     recipe: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="RUN")],
-    fold: Annotated[int, tyro.conf.arg(metavar="K")] = 0,
+    fold: Annotated[str, tyro.conf.arg(metavar="K|all")] = "0",
     network: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")] = (),
     init_from: Annotated[Path | None, tyro.conf.arg(metavar="MODEL")] = None,
@@ -66,7 +66,8 @@ def run(
             AMOS 2022 as downloaded, or one with the folders images and labels.
         recipe: a recipe in the box (hippocampus, phantom, feta2021-paper, ...: docs/recipes.md) or a TOML file.
         output: the run's folder. One that holds a run already is refused without --resume.
-        fold: which fold of the split is held out for validation, from 0.
+        fold: which fold of the split is held out for validation, from 0; or all: every case trains and none validates, for a model whose
+            settings are settled.
         network: another network than the recipe's, with its own settings instead of the recipe's (uxnet networks lists them).
         set: set a key of the recipe, such as training.steps=500; may be given again and again.
         init_from: begin with the weights of this model wherever they fit; heads for other labels begin anew. What became of each
@@ -104,7 +105,7 @@ def run(
                 dataset,
                 chosen,
                 output,
-                fold=fold,
+                fold=_fold(fold),
                 split=split,
                 protocol=protocol,
                 group_by=group_by,
@@ -124,6 +125,15 @@ def run(
     finally:
         leave_processes()
     return 0
+
+
+def _fold(word: str) -> int | Literal["all"]:
+    if word == "all":
+        return "all"
+    try:
+        return int(word)
+    except ValueError as error:
+        raise RecipeError(f"--fold: must be a number or all, not {word!r}") from error
 
 
 def asked_to_leave() -> Callable[[], bool]:
@@ -153,19 +163,25 @@ def _print_summary(model: Path, console: Console) -> None:
     from uxnet.cli.render import duration
     from uxnet.model import read_model
     from uxnet.records import read_records
-    from uxnet.training.watch import summary_rows
+    from uxnet.training.watch import stalled_message, summary_rows
 
-    provenance = read_model(model).provenance
+    found = read_model(model)
+    provenance, planned = found.provenance, found.recipe.stages[-1].training.steps
     training, cases = provenance["training"], len(provenance["split"]["validation"])
     stages = sorted(model.parent.glob("stage_*/metrics.jsonl"))
-    rows = summary_rows(read_records(stages[-1] if stages else model.parent / "metrics.jsonl"), training["step"])
+    records = read_records(stages[-1] if stages else model.parent / "metrics.jsonl")
+    rows = summary_rows(records, training["step"])
     table = Table(box=None, pad_edge=False)
     for name in ("class", "Dice", "best", "at step"):
         table.add_column(name, justify="left" if name == "class" else "right")
     for row in rows:
         kept, best = ("-" if value is None else f"{value:.4f}" for value in (row.kept, row.best))
         table.add_row(escape(row.name), kept, best, "-" if row.best_step is None else str(row.best_step))
+    if training["steps"] < planned:
+        why = stalled_message([record["dice"] for record in records if record["kind"] == "validation"])
+        console.print(f"stopped early, after {training['steps']} of {planned} steps: {why}", soft_wrap=True, highlight=False)
     took = duration(training["seconds"])
-    console.print(f"weights of step {training['step']} of {training['steps']}, {took}; {cases} validation cases:", highlight=False)
-    console.print(table)
+    console.print(f"weights of step {training['step']} of {training['steps']}, {took}; {cases} validation cases", highlight=False)
+    if cases:
+        console.print(table)
     console.print(f"written: {escape(str(model))}", soft_wrap=True, highlight=False)

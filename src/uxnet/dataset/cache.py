@@ -197,7 +197,10 @@ def _prepared(wanted: _Wanted, preparation: Preparation, labels: Labels) -> tupl
     image, trail = prepare(volume, preparation)
     indices, prior = prepare_labels(encoded, trail, preparation.label_interpolation), None
     if guide is not None:
-        prior = prepare_labels(labels.encode(read_labels(guide).array[0]), trail, preparation.label_interpolation)
+        before = read_labels(guide)
+        if not before.geometry.same_grid(volume.geometry):
+            raise DatasetError(f"{guide}: its grid differs from its image's; delete it, so that it is made anew")
+        prior = prepare_labels(labels.encode(before.array[0]), trail, preparation.label_interpolation)
     where = indices if prior is None else prior
     places = _places(where, len(labels.foreground))
     shares = np.bincount(where.reshape(-1), minlength=len(places) + 1)[1 : len(places) + 1] / where.size

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -132,6 +132,35 @@ def refuse_errors(inspection: Inspection) -> None:
         raise DatasetError("\n".join([f"{root}: {count}; correct them, or take the cases out of the dataset", *shown, *more]))
 
 
+def same_scans(inspection: Inspection, parts: Mapping[str, Sequence[str]]) -> list[str]:
+    """What training warns of: images with the same voxels under several names, in different parts of a fold and in one.
+
+    Args:
+        parts: the names of the cases of each part.
+
+    Returns:
+        A sentence each; none where all images differ.
+    """
+    part_of = {name: part for part, names in parts.items() for name in names}
+    alike: dict[str, list[str]] = {}
+    for facts in inspection.fingerprint.cases:
+        if facts.name in part_of:
+            alike.setdefault(facts.image_sha256, []).append(facts.name)
+    twice = [names for names in alike.values() if len(names) > 1]
+    across = [names for names in twice if len({part_of[name] for name in names}) > 1]
+    within = [names for names in twice if names not in across]
+    told = []
+    if across:
+        what = _together(across, part_of)
+        told.append(
+            f"the same image lies in several parts of this fold, so its scores are too good: {what}; remove all but one of the cases, or "
+            "let subjects.json name one person for them and make a new split"
+        )
+    if within:
+        told.append(f"the same image counts as several cases: {_together(within, part_of)}; remove all but one of them")
+    return told
+
+
 def check_case(case: Case, labels: Labels, channels: int) -> tuple[list[Problem], CaseFacts | None]:
     """The problems of one case, and its facts if its image can be read."""
     problems: list[Problem] = []
@@ -248,6 +277,11 @@ def _twice(manifest: Manifest, facts: list[CaseFacts]) -> Iterator[Problem]:
         case = manifest.case(fact.name)
         leak = "" if case.person == manifest.case(original).person else "; both in different folds would leak, so remove one"
         yield Problem(fact.name, case.images[0], "warning", f"its image has the same voxels as that of case {original!r}{leak}")
+
+
+def _together(groups: Sequence[Sequence[str]], part_of: Mapping[str, str], most: int = 8) -> str:
+    shown = [" = ".join(f"{name} ({part_of[name]})" for name in names) for names in groups[:most]]
+    return ", ".join(shown) + (f" and {len(groups) - most} more" if len(groups) > most else "")
 
 
 def _unusual_spacings(manifest: Manifest, facts: list[CaseFacts]) -> Iterator[Problem]:

@@ -149,9 +149,10 @@ def split_for(
     *,
     protocol: str | None = None,
     seed: int = 0,
+    write: bool = True,
     report: Report = silent,
 ) -> Split:
-    """The split in the file; where there is no such file, one is made (of `protocol`, else 5x80-20) and written there.
+    """The split in the file; where there is no such file, one is made (of `protocol`, else 5x80-20) and, if `write`, written there.
 
     Warns where the file leaves cases of the dataset out, or where a class is missing from a part of a fold.
 
@@ -167,7 +168,8 @@ def split_for(
             report(Warn(f"{path}: in no fold: {some(unused)}; remove the file to make a new split of the whole dataset"))
     else:
         split = make_split(manifest, class_presence, protocol=protocol or PROTOCOLS[0], seed=seed)
-        write_split(path, split)
+        if write:
+            write_split(path, split)
     where: dict[str, list[str]] = {}
     for gap in gaps(split, class_presence):
         where.setdefault(gap.class_name, []).append(f"{gap.part} of fold {gap.fold}")

@@ -150,7 +150,7 @@ def read_batch(
     """Samples of the batch of a step: images (N, C, I, J, K) float32 and label indices (N, I, J, K).
 
     Args:
-        samples: their numbers in the step's batch. Where processes share a step, the one of rank r of n computes every n-th from r on.
+        samples: their numbers in the step's batch. Where processes share a step, each computes as many that follow one another.
         shown: what `what_is_shown(cases)` gives, for many batches; looked up anew if it is not given.
     """
     shown = shown or what_is_shown(cases)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from uxnet.dataset.cases import by_name, listed_cases, niftis, person_table
+from uxnet.dataset.cases import by_name, listed_cases, niftis, person_table, some
 from uxnet.dataset.merging import Merge, brain_values, choose_merge, freesurfer_pairs, named_pairs, one_sided
 from uxnet.dataset.synthesis import EDITION, Scheme, Synthesis, anatomy, synthetic
 from uxnet.errors import DatasetError, InputError
@@ -84,7 +84,7 @@ def synthesise(
     Raises:
         InputError: if there are no label maps, none can be read, the table is wrong or leaves nothing but background, or mirroring is
             asked for where it would put labels on the wrong side.
-        DatasetError: if `out` holds another dataset, or images made otherwise.
+        DatasetError: if `out` holds another dataset, or images made otherwise; or the source's subjects.json leaves a label map out.
         Cancelled: out of `report`.
     """
     folder, out, settings = Path(folder), Path(out), settings or Synthesis()
@@ -103,7 +103,7 @@ def synthesise(
     _check(chosen, values, report)
     scheme, numbered = _scheme(chosen, maps, values, mirror)
     report(Note(_sides(values, numbered, scheme)))
-    source = _source(folder)
+    source = _source(folder, {one.name: one.path for one in maps})
     said = {
         "schema": SCHEMA,
         "edition": EDITION,
@@ -300,25 +300,49 @@ def _difference(key: str, there: Any, here: Any) -> str:
     return f"{key} {there} instead of {here}" if len(f"{there}{here}") < 60 else f"other {key}"
 
 
-def _source(folder: Path) -> dict[str, Any]:
-    """Name, licence, reference and persons of the label maps, as far as their folder says them."""
-    description, subjects = folder / "dataset.json", folder / "subjects.json"
+def _source(folder: Path, paths: Mapping[str, Path]) -> dict[str, Any]:
+    """Name, licence, reference and persons of the label maps, as far as their folder says them.
+
+    Raises:
+        DatasetError: if there is a subjects.json that names no person for one of them.
+    """
+    description = folder / "dataset.json"
     data = read_json(description, DatasetError) if description.is_file() else {}
     return {
         "name": str(data.get("name") or folder.resolve().name),
         "licence": str(data.get("licence") or data.get("license") or ""),
         "reference": str(data.get("reference") or ""),
-        "persons": person_table(subjects) if subjects.is_file() else {},
+        "persons": _persons(folder, data, paths),
     }
 
 
+def _persons(folder: Path, data: Mapping[str, Any], paths: Mapping[str, Path]) -> dict[str, str]:
+    """The person of each label map, by its name; none where there is no subjects.json, which knows cases by the names of their images."""
+    subjects = folder / "subjects.json"
+    if not subjects.is_file():
+        return {}
+    cases = {case.labels: case.name for case in listed_cases(folder, data)} if "training" in data else {}
+    table = person_table(subjects)
+    found = {name: table.get(cases.get(path, name)) for name, path in paths.items()}
+    without = [cases.get(paths[name], name) for name, person in found.items() if not isinstance(person, str | int)]
+    if without:
+        raise DatasetError(f"{subjects}: it names no person for {some(without)}; add them as text or whole numbers")
+    return {name: str(person) for name, person in found.items()}
+
+
 def _describe(out: Path, source: Mapping[str, Any], name: str | None, merge: Merge, maps: Sequence[str]) -> None:
-    """Writes dataset.json and subjects.json of the images that are complete."""
+    """Writes dataset.json and subjects.json of the images that are complete.
+
+    Maps of earlier calls that the source no longer has keep the persons they had.
+    """
     images, labels = ({path.name for path in niftis(out / part)} for part in ("imagesTr", "labelsTr"))
     files = ((one, _files(out, one, number)[0]) for one in maps for number in range(1, _MOST + 1))
     whole = images & labels
-    cases = {case_name(path): str(source["persons"].get(one, one)) for one, path in files if path.name in whole}
-    write_json(out / "subjects.json", cases)
+    made = {case_name(path): one for one, path in files if path.name in whole}
+    subjects, persons = out / "subjects.json", source["persons"]
+    before = person_table(subjects) if subjects.is_file() else {}
+    cases = {name: persons.get(one, before.get(name, one)) for name, one in made.items()}
+    write_json(subjects, cases)
     data = {
         "name": name or f"{source['name']} synthetic",
         "description": f"synthetic images from real label maps ({source['name']}): contrast, noise, artefacts and deformation are random, "

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from uxnet.errors import InputError
+from uxnet.errors import InputError, UsageError
 from uxnet.evaluation.evaluate import CONFIDENCE, RESAMPLES, SEED
 from uxnet.evaluation.metrics import METRICS
-from uxnet.evaluation.scores import COMMON, Scores
+from uxnet.evaluation.scores import COMMON, Scores, differences
 from uxnet.evaluation.statistics import Interval, bootstrap_mean, mean_of_counted
 
 MEAN = "mean"
@@ -149,11 +149,15 @@ def compare(scores: Sequence[Scores], against: str | None = None, *, by: By = "c
         several: list[PairedTest] = []
         for name in (MEAN, *scores[0].classes):
             columns = {s.name: _column(tables[s.name], shared, groups, metric, name) for s in scores}
-            standings += _standings(columns, metric, name)
+            whole = [case for case in shared if all(tables[s.name][metric][case][name] is not None for s in scores)]
+            standings += _standings(columns, {s.name: _column(tables[s.name], whole, groups, metric, name) for s in scores}, metric, name)
             own = []
             for other in (s for s in scores if s.name != reference.name):
+                pairing = (reference, other)
                 both = reference.cases.keys() & other.cases.keys()
-                pair = [_column(tables[s.name], both, groups, metric, name) for s in (reference, other)]
+                # Before persons are put together: the means of a pair have to be over the same cases.
+                counted = [case for case in both if all(tables[s.name][metric][case][name] is not None for s in pairing)]
+                pair = [_column(tables[s.name], counted, groups, metric, name) for s in pairing]
                 own.append(_test(pair[0], pair[1], metric, name, other.name))
             if name == MEAN:
                 tests += _corrected(own)
@@ -227,7 +231,7 @@ def _checked(scores: Sequence[Scores], against: str | None, alpha: float) -> Sco
     if len(set(names)) < len(names):
         raise InputError(f"{', '.join(names)}: two networks have the same name")
     if not 0 < alpha < 1:
-        raise InputError(f"the level of significance is {alpha:g}; give a number between 0 and 1")
+        raise UsageError(f"the level of significance is {alpha:g}; give a number between 0 and 1")
     first = scores[0]
     for s in scores[1:]:
         if set(s.classes) != set(first.classes):
@@ -279,7 +283,11 @@ def _notes(scores: Sequence[Scores], shared: set[str], persons: Mapping[str, str
     differing = [key.removesuffix("_sha256") for key, values in first.items() if any(v != values[0] for v in values)]
     if differing:
         notes.append(f"The networks differ in {', '.join(differing)}, too, not in their architecture alone.")
-    return notes
+    begun = {s.name: _beginning(s) for s in scores if s.records}
+    if len(set(begun.values())) > 1:
+        each = ", ".join(f"{name} with {weights}" for name, weights in begun.items())
+        notes.append(f"The networks do not begin with the same weights: {each}.")
+    return [*notes, *differences(scores)]
 
 
 def _too_few(tests: Sequence[PairedTest], alpha: float) -> list[str]:
@@ -289,6 +297,11 @@ def _too_few(tests: Sequence[PairedTest], alpha: float) -> list[str]:
     return [f"There are too few cases for any difference to be significant at {alpha:g}."] if least >= alpha else []
 
 
+def _beginning(scores: Scores) -> str:
+    init = _of(scores, "init")
+    return f"those of {init['model']} ({init['weights_sha256'][0][:12]})" if init else "fresh ones"
+
+
 def _of(scores: Scores, key: str) -> Any:
     return scores.records[0].get(key) if scores.records else None
 
@@ -296,16 +309,17 @@ def _of(scores: Scores, key: str) -> Any:
 # ---- statistics
 
 
-def _standings(columns: Mapping[str, Row], metric: str, class_name: str) -> list[Standing]:
+def _standings(columns: Mapping[str, Row], whole: Mapping[str, Row], metric: str, class_name: str) -> list[Standing]:
+    """Of all networks; `whole` are their columns of the cases alone that count for each of them, within which they are ranked."""
     sign = 1 if metric == "hd95_mm" else -1
     intervals = {
         name: bootstrap_mean(column.values(), seed=SEED, resamples=RESAMPLES, confidence=CONFIDENCE) for name, column in columns.items()
     }
     means = {name: sign * round(i.mean, 6) for name, i in intervals.items() if i.mean is not None}
     ranks = {name: 1 + sum(m < mean for m in means.values()) for name, mean in means.items()}
-    rows = list(zip(*(column.values() for column in columns.values()), strict=True))
-    whole = sign * np.round(np.array([row for row in rows if None not in row], dtype=np.float64), _DIGITS)
-    within: NDArray[np.float64] | None = stats.rankdata(whole, axis=1).mean(axis=0) if whole.size else None
+    rows = list(zip(*(column.values() for column in whole.values()), strict=True))
+    values = sign * np.round(np.array(rows, dtype=np.float64), _DIGITS)
+    within: NDArray[np.float64] | None = stats.rankdata(values, axis=1).mean(axis=0) if values.size else None
     return [
         Standing(
             name,

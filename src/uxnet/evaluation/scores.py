@@ -14,7 +14,7 @@ from uxnet.io import read_json
 RECORD_SCHEMA = "uxnet crossval record"
 RECORD_VERSION = 1
 
-COMMON = ("recipe_sha256", "split_sha256", "dataset_sha256", "budget")
+COMMON = ("recipe_sha256", "split_sha256", "dataset_sha256", "labels_sha256", "budget")
 """What all records of a cross-validation agree in; with it, networks are compared on equal terms."""
 
 Values = Mapping[str, Mapping[str, float | None]]
@@ -27,7 +27,8 @@ class Scores:
 
     classes: names, in the labels' order.
     cases: case -> its values. Over all folds, each case stands here once.
-    persons: case -> person, of the cases that say it.
+    persons: case -> person, of the cases that say it; none where every case is said to be of a person of its own name, as records once
+        had it where nobody knew.
     tolerance_mm, empty: how it was scored, see docs/evaluation.md.
     records: the cross-validation's records, in the order of their folds; none for a file of `uxnet evaluate`.
     """
@@ -78,6 +79,44 @@ def read_record(path: Path) -> dict[str, Any]:
 def record_files(folder: Path) -> list[Path]:
     """The records in a folder, by name; those that are being written are left out."""
     return sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+
+
+def differences(scores: Sequence[Scores]) -> list[str]:
+    """Sentences on what records were made with: precision, threads, machine and versions, where they are not the same in all, and whose.
+
+    These are no part of the recipe, so records that agree in `COMMON` may differ in them. What a record does not say is passed over.
+    """
+    found: dict[str, dict[str, dict[str, list[str]]]] = {}
+    for s in scores:
+        for record in s.records:
+            for what, value in _made_with(record).items():
+                found.setdefault(what, {}).setdefault(value, {}).setdefault(s.name, []).append(str(record["fold"]))
+    return [f"The {what} is not the same for all: {_whose(values)}." for what, values in found.items() if len(values) > 1]
+
+
+def _made_with(record: Mapping[str, Any]) -> dict[str, str]:
+    facts = {"precision": record.get("precision"), "number of threads": record.get("threads")}
+    machine = record.get("machine") or {}
+    # A number tells apart the GPUs of one machine, on which units lie side by side.
+    device = str(machine.get("device") or "").partition(":")[0]
+    gpus = machine.get("gpus") if device != "cpu" else None
+    parts = (machine.get("processor"), *(machine.get("instructions") or ()), *dict.fromkeys(gpus or ()), device)
+    facts["machine"] = ", ".join(str(part) for part in parts if part)
+    facts |= {f"version of {name}": version for name, version in (record.get("versions") or {}).items()}
+    return {what: str(value) for what, value in facts.items() if value not in (None, "")}
+
+
+def _whose(values: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
+    """Each value with the networks that have it; with the folds, too, where a network has several."""
+    every = [name for names in values.values() for name in names]
+    said = []
+    for value, names in values.items():
+        who = [
+            name if every.count(name) == 1 else f"{name} on fold{'s' if len(folds) > 1 else ''} {', '.join(folds)}"
+            for name, folds in names.items()
+        ]
+        said.append(f"{value} ({'; '.join(who)})")
+    return ", ".join(said)
 
 
 def _named(source: str | Path) -> tuple[str, Path]:
@@ -158,5 +197,7 @@ def _together(parts: Sequence[Scores]) -> Scores:
             raise InputError(f"{first.name}: {', '.join(twice[:5])} scored twice; each case may be in one fold's test part only")
         cases |= part.cases
         persons |= part.persons
+    if all(person == case for case, person in persons.items()):
+        persons = {}
     records = sorted((r for part in parts for r in part.records), key=lambda r: int(r["fold"]))
     return Scores(first.name, first.classes, cases, first.tolerance_mm, first.empty, persons, tuple(records))

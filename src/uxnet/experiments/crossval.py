@@ -28,11 +28,12 @@ from uxnet.experiments.crossval_plan import (
     PROTOCOL,
     Budget,
     Entry,
+    chosen_split,
     entries_of,
     make_units,
-    publish_recipe,
-    published_split,
+    publish,
     records_there,
+    refuse_another_recipe,
     warn_of_seen,
     with_beginnings,
 )
@@ -82,7 +83,8 @@ def cross_validate(
     A unit that fails, or whose process dies twice over it, is reported and the rest goes on.
 
     Args:
-        recipe: its network gives place to each entry's, in every stage; all else is the same for all.
+        recipe: its network gives place to each entry's, in every stage; all else is the same for all. Of an entry that is the recipe's
+            own network, each stage keeps its own.
         out: its folder: recipe.toml, split.json, records/, README.md, summary.json; and runs/ and cache/, which need not be kept.
         entries: the networks; none takes the recipe's own.
         init_from: a model whose weights every entry begins with that names none (`Entry.init`), wherever they fit; None begins afresh.
@@ -91,9 +93,10 @@ def cross_validate(
         part: "i/n" does every n-th unit, see `jobs.shard`. Units go by folds, then by entries.
         jobs: units at a time, each in a process of its own; by default as many as fit on the cores, one a GPU on CUDA.
         threads: that a unit computes with, on cores of its own where the system can.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu", "cuda" or "mps". On a cluster, "auto" is the CPU.
         cluster: works on this Ray cluster, see `jobs.Cluster`, with `jobs` units at a time (None: as many as it holds).
-        split: a file with the folds, whose test parts may not be empty; by default out/split.json, made by `PROTOCOL`, by person.
+        split: a file with the folds, whose test parts may be neither empty nor have a case in common; by default out/split.json, made by
+            `PROTOCOL`, by person.
         cache: of the prepared cases; by default out/cache. Of a recipe with two stages each unit has its own.
         tolerance_mm: of the surface Dice.
         keep_labels: keep the label maps of the test cases, in out/runs/NAME-foldK/test.
@@ -102,7 +105,7 @@ def cross_validate(
         One outcome a unit (of the part), in their order.
 
     Raises:
-        DatasetError: if the dataset has errors, or the split has no such fold or an empty test part.
+        DatasetError: if the dataset has errors, or the split has no such fold, an empty test part, or a test case of two folds.
         RecipeError: if an entry, the budget or the recipe asks for what cannot be.
         InputError: if `out` holds another recipe, split or record.
         ModelError: if a model to begin with cannot be read, or is of another network.
@@ -111,13 +114,18 @@ def cross_validate(
     if threads < 1 or (jobs is not None and jobs < 1):
         raise RecipeError(f"jobs and threads must be at least 1, not {jobs} and {threads}")
     check_settings(tolerance_mm, "skip")
+    if cluster is not None and device == "auto":
+        # What its machines have is not known here, and a GPU that is not asked for is not reserved.
+        report(Warn("on a cluster, units compute on CPUs unless a GPU is asked for, which is then reserved for each: --device cuda"))
+        device = "cpu"
     recipe, out = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), Path(out).absolute()
     manifest = read_dataset(Path(dataset).absolute(), group_by=group_by)
-    jobs_here = jobs or default_jobs(device, threads)
+    # Of a cluster's devices this machine may have none.
+    jobs_here = jobs or default_jobs("cpu" if cluster else device, threads)
     inspection = check_dataset(manifest, workers=jobs_here, report=report)
     refuse_errors(inspection)
-    publish_recipe(out / "recipe.toml", recipe)
-    chosen = published_split(out / "split.json", Path(split) if split else None, inspection, recipe.stages[0].training.seed, report)
+    refuse_another_recipe(out / "recipe.toml", recipe)
+    chosen = chosen_split(out / "split.json", Path(split) if split else None, inspection, recipe.stages[0].training.seed, report)
     begin_with = Path(init_from) if init_from else None
     units = make_units(manifest, inspection, chosen, recipe, out, entries, budget or Budget(), folds, threads, tolerance_mm, begin_with)
     warn_of_seen(units, report)
@@ -125,6 +133,8 @@ def cross_validate(
     units = [replace(unit, cache=shared, keep_labels=keep_labels) for unit in units]
     there = records_there(out / "records", units)
     mine = units if part is None else shard(units, part)
+    # Not before: what a refused call left here would stand in the way of the corrected one.
+    publish(out, recipe, chosen)
     outcomes = {u.title: Outcome(u.name, u.fold, "already", u.record) for u in mine if u.title in there}
     todo = [unit for unit in mine if unit.title not in there]
     if todo and shared is not None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from uxnet.dataset.check import Inspection
 from uxnet.dataset.folds import Split, read_split, split_for, write_split
-from uxnet.dataset.manifest import Manifest
+from uxnet.dataset.manifest import Manifest, some
 from uxnet.errors import DatasetError, InputError, ModelError, RecipeError
 from uxnet.evaluation.scores import COMMON, read_record, record_files
 from uxnet.events import Report, Warn
@@ -131,7 +132,6 @@ def make_units(
         RecipeError: if a network cannot be built or does not take the recipe's patch, or the budget cannot be.
     """
     own = recipe.stages[-1].network
-    taken = [_known(entry, own, init_from) for entry in entries or (Entry(own.name, OWN),)]
     chosen = range(len(split.folds)) if folds is None else list(dict.fromkeys(folds))
     if not chosen:
         raise DatasetError("no fold is named; leave the folds out to take all")
@@ -147,13 +147,13 @@ def make_units(
         "dataset": manifest.name,
         "licence": manifest.licence,
         "dataset_sha256": inspection.fingerprint.sha256,
+        "labels_sha256": _sha256(json.dumps({k: v for k, v in manifest.labels.to_dict().items() if k != "colours"})),
         "budget": said,
         "keep": recipe.stages[-1].training.keep,
     }
     made = []
-    for entry in taken:
-        # The recipe's own network stays as each of its stages has it.
-        changed = _with_entry(budgeted, entry) if entries else budgeted
+    for asked in entries or (Entry(own.name, OWN),):
+        entry, changed = _known(asked, own, init_from), _with_entry(budgeted, asked)
         facts = {"name": entry.name, "network": entry.network, "settings": rounded(dict(entry.settings)), **common}
         facts |= {"init": beginning(entry.init, entry, changed)} if entry.init else {}
         made.append((entry, changed, facts | _cost(changed, manifest, entry)))
@@ -171,7 +171,9 @@ def make_units(
 
 
 def _known(entry: Entry, own: Network, init_from: Path | None) -> Entry:
-    """The entry with the recipe's own network put in where it says so, and with the model that all begin with where it has none."""
+    """The entry with the recipe's own network (of its last stage) put in where it says so, and with the model that all begin with where
+    it has none.
+    """
     if entry.network == OWN:
         entry = replace(entry, network=own.name, settings={**own.settings, **entry.settings})
     return replace(entry, init=entry.init or init_from)
@@ -227,8 +229,12 @@ def _with_budget(recipe: Recipe, budget: Budget, threads: int) -> tuple[Recipe, 
 
 
 def _with_entry(recipe: Recipe, entry: Entry) -> Recipe:
-    network = Network(entry.network, entry.settings)
-    return replace(recipe, stages=tuple(replace(stage, network=network) for stage in recipe.stages))
+    """The recipe with the entry's network in every stage; of its own, each stage keeps the one that it has, with the entry's settings."""
+
+    def network(own: Network) -> Network:
+        return Network(own.name, {**own.settings, **entry.settings}) if entry.network == OWN else Network(entry.network, entry.settings)
+
+    return replace(recipe, stages=tuple(replace(stage, network=network(stage.network)) for stage in recipe.stages))
 
 
 def _cost(recipe: Recipe, manifest: Manifest, entry: Entry) -> dict[str, Any]:
@@ -263,41 +269,50 @@ def _cost(recipe: Recipe, manifest: Manifest, entry: Entry) -> dict[str, Any]:
 # ---- what is there
 
 
-def publish_recipe(path: Path, recipe: Recipe) -> None:
-    """Writes the recipe as it is the same for all; the network in it is the recipe's own.
+def refuse_another_recipe(path: Path, recipe: Recipe) -> None:
+    """The recipe in the cross-validation's folder is this one, or none is there.
 
     Raises:
         InputError: if another one is there.
     """
-    text = recipe_to_toml(recipe)
-    if path.exists():
-        if load_recipe(path) != recipe:
-            raise InputError(f"{path}: the cross-validation there has another recipe; go on with that one, or choose another folder")
-        return
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    if path.exists() and load_recipe(path) != recipe:
+        raise InputError(f"{path}: the cross-validation there has another recipe; go on with that one, or choose another folder")
 
 
-def published_split(path: Path, given: Path | None, inspection: Inspection, seed: int, report: Report) -> Split:
-    """The split in the cross-validation's folder; made there, or copied from the file that is given.
+def chosen_split(path: Path, given: Path | None, inspection: Inspection, seed: int, report: Report) -> Split:
+    """The split in the cross-validation's folder, or else in the file that is given, or else a new one. Nothing is written.
 
     Raises:
-        DatasetError: as `split_for`, or if a fold has no test cases.
+        DatasetError: as `split_for`, or if a fold has no test cases, or two have one in common.
         InputError: if another one than the given is there.
     """
-    manifest = inspection.manifest
+    manifest, file = inspection.manifest, path
     if given is not None:
         wanted = read_split(given, manifest)
         if not path.exists():
-            write_split(path, wanted)
+            file = given
         elif read_split(path, manifest).folds != wanted.folds:
             raise InputError(f"{path}: the cross-validation there has other folds than {given}; choose another folder")
-    protocol = None if given is not None or path.exists() else PROTOCOL
-    split = split_for(manifest, path, inspection.class_presence(), protocol=protocol, seed=seed, report=report)
+    protocol = None if file.exists() else PROTOCOL
+    split = split_for(manifest, file, inspection.class_presence(), protocol=protocol, seed=seed, write=False, report=report)
     for n, fold in enumerate(split.folds):
         if not fold.test:
-            raise DatasetError(f"{path}: fold {n} has no test cases; a cross-validation is told by cases that nothing was chosen on")
+            raise DatasetError(f"{file}: fold {n} has no test cases; a cross-validation is told by cases that nothing was chosen on")
+    tested = Counter(name for fold in split.folds for name in fold.test)
+    twice = [name for name, n in tested.items() if n > 1]
+    if twice:
+        # Each case has one score in the end: of two nobody could say which.
+        raise DatasetError(f"{file}: test cases of more than one fold: {some(twice)}; leave each in one of them")
     return split
+
+
+def publish(out: Path, recipe: Recipe, split: Split) -> None:
+    """Writes the recipe, as it is the same for all (the network in it is the recipe's own), and the split, where they are not there."""
+    if not (out / "recipe.toml").exists():
+        with atomic(out / "recipe.toml") as temporary:
+            temporary.write_text(recipe_to_toml(recipe), encoding="utf-8")
+    if not (out / "split.json").exists():
+        write_split(out / "split.json", split)
 
 
 def records_there(folder: Path, units: Sequence[Unit]) -> dict[str, Path]:
@@ -319,6 +334,12 @@ def records_there(folder: Path, units: Sequence[Unit]) -> dict[str, Path]:
                     f"{path}: this record belongs to another cross-validation: its {key.removesuffix('_sha256')} is another "
                     f"({_shown(record.get(key))} instead of {_shown(wanted[key])}); choose another folder, or move the record away"
                 )
+        scored, tolerance = dict(record.get("evaluation") or {}), units[0].tolerance_mm
+        if scored.get("tolerance_mm") != tolerance:
+            raise InputError(
+                f"{path}: its surface Dice has a tolerance of {scored.get('tolerance_mm')} mm, not {tolerance:g}; give the same "
+                "--tolerance-mm, or choose another folder"
+            )
         same = entries.get(str(record["name"]))
         if same and any(record.get(key) != rounded(same[key]) for key in ("network", "settings")):
             raise InputError(
@@ -332,7 +353,7 @@ def records_there(folder: Path, units: Sequence[Unit]) -> dict[str, Path]:
             )
         unit = by_title.get(path.stem)
         if unit and record.get("key") != unit.facts["key"]:
-            raise InputError(f"{path}: this record was made in another way (labels, or the tolerance of the surface Dice); move it away")
+            raise InputError(f"{path}: this record was made in another way than this call would make it; move it away")
         found[path.stem] = path
     return found
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from uxnet.evaluation.compare import Comparison, compare
 from uxnet.evaluation.compare_text import markdown_table, to_dict, to_markdown
-from uxnet.evaluation.scores import COMMON, Scores, read_scores, record_files
-from uxnet.io import atomic, write_json
+from uxnet.evaluation.scores import COMMON, Scores, differences, read_scores, record_files
+from uxnet.io import atomic, read_json, write_json
 
 _MEDIANS = ("steps", "seconds_training", "seconds_a_step", "peak_memory_mb", "peak_gpu_memory_mb")
 
@@ -27,17 +27,42 @@ def write_summary(out: Path) -> None:
         "recipe": first["recipe"],
         "protocol": first["protocol"],
         **{key: first[key] for key in COMMON},
+        "missing_folds": missing_folds(out, scores),
         "networks": [cost(s) for s in scores],
         "comparison": None if comparison is None else to_dict(comparison),
     }
     write_json(out / "summary.json", summary)
     with atomic(out / "README.md") as temporary:
-        temporary.write_text(_page(scores, comparison, first), encoding="utf-8")
+        temporary.write_text(_page(scores, comparison, first, incomplete(out, scores)), encoding="utf-8")
 
 
 def compared(scores: Sequence[Scores]) -> Comparison | None:
     """Their comparison; None before all networks have a fold in common."""
     return compare(scores) if set.intersection(*(set(s.cases) for s in scores)) else None
+
+
+def missing_folds(out: Path, scores: Sequence[Scores]) -> dict[str, list[int]]:
+    """Network -> the folds of out/split.json that it has no record of; networks that have all are left out."""
+    every = range(len(read_json(out / "split.json")["folds"]))
+    missing = {s.name: [fold for fold in every if fold not in [r["fold"] for r in s.records]] for s in scores}
+    return {name: folds for name, folds in missing.items() if folds}
+
+
+def incomplete(out: Path, scores: Sequence[Scores]) -> str:
+    """What is missing, in words; empty where every network has a record of every fold."""
+    missing = missing_folds(out, scores)
+    if not missing:
+        return ""
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name, folds in missing.items():
+        alike.setdefault(tuple(folds), []).append(name)
+    told = [f"{', '.join(names)} on {_folds(folds)}" for folds, names in alike.items()]
+    there = sorted({r["fold"] for s in scores for r in s.records})
+    return f"Not complete: {_folds(there)} of {len(read_json(out / 'split.json')['folds'])}; missing: {'; '.join(told)}."
+
+
+def _folds(numbers: Sequence[int]) -> str:
+    return f"fold{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
 
 
 def cost(scores: Scores) -> dict[str, Any]:
@@ -101,7 +126,9 @@ def cost_rows(scores: Sequence[Scores], short: bool = False) -> tuple[list[str],
 
 
 def equal_terms(scores: Sequence[Scores]) -> str:
-    """What was the same for all networks of a cross-validation, and which of them begin with the weights of a model, in words."""
+    """What was the same for all networks of a cross-validation, which of them begin with the weights of a model, and what their records
+    were made with where that differs, in words.
+    """
     first = scores[0].records[0]
     budget = first["budget"]
     if "core_seconds" in budget:
@@ -113,13 +140,15 @@ def equal_terms(scores: Sequence[Scores]) -> str:
     else:
         spent = f"{' and '.join(map(str, budget['steps']))} steps"
     kept = "of the last step" if first["keep"] == "last" else "of the best validation"
+    kept_whole = ", persons kept whole" if all(s.persons for s in scores) else ""
     same = (
-        f"The same for all networks: cases and folds (`split.json`, {first['protocol']}, persons kept whole), and of the recipe "
+        f"The same for all networks: cases and folds (`split.json`, {first['protocol']}{kept_whole}), and of the recipe "
         f"`{first['recipe']}` (`recipe.toml`) everything but the network: preparation, patches, augmentation, loss, optimiser, schedule, "
         f"seed. The budget of each is {spent}. The weights that are tested are those {kept}; a fold's test cases are used for "
         "nothing else."
     )
-    return " ".join([same, *(_begins(s.name, s.records[0]["init"]) for s in scores if s.records[0].get("init"))])
+    begun = [_begins(s.name, s.records[0]["init"]) for s in scores if s.records[0].get("init")]
+    return " ".join([same, *begun, *differences(scores)])
 
 
 def _begins(name: str, init: Mapping[str, Any]) -> str:
@@ -128,13 +157,11 @@ def _begins(name: str, init: Mapping[str, Any]) -> str:
     return f"{name} begins with the weights of {init['model']} ({whose}), whose training is not in its budget."
 
 
-def _page(scores: Sequence[Scores], comparison: Comparison | None, first: Mapping[str, Any]) -> str:
-    every = sorted({r["fold"] for s in scores for r in s.records})
-    missing = [f"{s.name} on fold {fold}" for s in scores for fold in every if fold not in [r["fold"] for r in s.records]]
+def _page(scores: Sequence[Scores], comparison: Comparison | None, first: Mapping[str, Any], missing: str) -> str:
     title = f"# Cross-validation on {first['dataset']}\n\n"
     text = title + f"{equal_terms(scores)}\n\nMade by `uxnet crossval` from the files in `records/`.\n"
     if missing:
-        text += f"\nNot complete; missing: {', '.join(missing)}.\n"
+        text += f"\n{missing}\n"
     text += (
         f"\n## What they took\n\n{markdown_table(*cost_rows(scores))}\n"
         f"GMac: 1e9 multiply-accumulates of a patch of {'x'.join(map(str, first['patch']))} while training. Steps, times and memory "

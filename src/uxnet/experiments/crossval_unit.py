@@ -11,7 +11,7 @@ import os
 import shutil
 import statistics
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ from uxnet.evaluation.scores import RECORD_SCHEMA, RECORD_VERSION
 from uxnet.events import Event, Report, Warn
 from uxnet.inference.cohort import Scan, predict
 from uxnet.inference.unit import reset_peak, take_peak
-from uxnet.io import read_json, write_json
+from uxnet.io import alone, read_json, write_json
 from uxnet.model import read_model
-from uxnet.recipe import Recipe
+from uxnet.recipe import Recipe, Stage
 from uxnet.records import Record, append_record, read_records
 
 DIGITS = 6
@@ -113,8 +113,9 @@ def do_unit(place: Place, unit: Unit, report: Report) -> Path:
         UxnetError: whatever went wrong, with the code as well: other units must go on.
         Cancelled: out of `report`.
     """
+    taken = UxnetError(f"{unit.run}: another process has this unit in hand; share the units out by --shard")
     try:
-        with _alone(unit.run):
+        with alone(unit.run / "lock", taken):
             return _done(place, unit, report)
     except (UxnetError, OSError):
         raise
@@ -166,7 +167,7 @@ def _done(place: Place, unit: Unit, report: Report) -> Path:
         "versions": {"uxnet": uxnet.__version__, **read_model(model).provenance["versions"]},
         "evaluation": {"tolerance_mm": evaluation.tolerance_mm, "empty": evaluation.empty, "seconds_a_case": seconds},
         "warnings": list(dict.fromkeys(line["message"] for line in read_records(warned))),
-        "cases": _cases(evaluation, test),
+        "cases": _cases(evaluation, test, unit.manifest.grouped_by == "person"),
     }
     write_json(unit.record, rounded(record))
     if not unit.keep_labels:
@@ -174,29 +175,6 @@ def _done(place: Place, unit: Unit, report: Report) -> Path:
     if unit.cache is None:
         shutil.rmtree(unit.run / "cache", ignore_errors=True)
     return unit.record
-
-
-@contextlib.contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Holds a run for this process; where the system or the disk has no locks, nothing is held.
-
-    Raises:
-        UxnetError: if another process has it in hand.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UxnetError(f"{run}: another process has this unit in hand; share the units out by --shard") from error
-        except OSError:
-            pass
-        yield
 
 
 def _tested(model: Path, test: Sequence[Case], unit: Unit, place: Place, report: Report) -> tuple[Evaluation, float]:
@@ -229,8 +207,11 @@ def _trained(model: Path, unit: Unit) -> dict[str, Any]:
     stages = [stage["training"] for stage in provenance.get("stages", [{"training": provenance["training"]}])]
     folders = [unit.run] if len(stages) == 1 else [unit.run / f"stage_{n}" for n in range(len(stages))]
     records = [read_records(folder / "metrics.jsonl") for folder in folders]
+    steps = sum(int(stage["steps"]) for stage in stages)
+    planned = sum(map(_planned_steps, folders, unit.recipe.stages))
     return {
-        "steps": sum(int(stage["steps"]) for stage in stages),
+        "steps": steps,
+        **({"planned_steps": planned} if planned > steps else {}),
         "kept_step": int(stages[-1]["step"]),
         "skipped_steps": sum(int(stage["skipped"]) for stage in stages),
         "seconds_training": sum(float(stage["seconds"]) for stage in stages),
@@ -238,6 +219,12 @@ def _trained(model: Path, unit: Unit) -> dict[str, Any]:
         "precision": provenance["precision"],
         "curve": curve(records[-1]),
     }
+
+
+def _planned_steps(folder: Path, stage: Stage) -> int:
+    """How many steps a stage would have had if nothing had stopped it before: `training.stop_after` may."""
+    measured = folder / "budget.json"
+    return int(read_json(measured)["steps"]) if stage.training.hours and measured.exists() else stage.training.steps
 
 
 def seconds_a_step(records: Sequence[Record]) -> float | None:
@@ -287,13 +274,13 @@ def _machine(device: str) -> dict[str, Any]:
     return {key: found[key] for key in ("processor", "instructions", "gpus")} | {"device": found["device"]}
 
 
-def _cases(evaluation: Evaluation, test: Sequence[Case]) -> list[dict[str, Any]]:
-    """As in the JSON file of `uxnet evaluate`, without its paths, and with whose case it is."""
-    persons = {case.name: case.person for case in test}
+def _cases(evaluation: Evaluation, test: Sequence[Case], persons_known: bool) -> list[dict[str, Any]]:
+    """As in the JSON file of `uxnet evaluate`, without its paths, and with whose case it is where that is known."""
+    persons = {case.name: {"person": case.person} if persons_known else {} for case in test}
     rows = []
     for case in evaluation.cases:
         classes = {c.name: {k: v for k, v in asdict(c).items() if k != "name"} | {"outcome": c.outcome.value} for c in case.classes}
-        rows.append({"case": case.name, "person": persons[case.name], "classes": classes})
+        rows.append({"case": case.name, **persons[case.name], "classes": classes})
     return rows
 
 

@@ -8,7 +8,18 @@ from collections.abc import Mapping, Sequence
 from uxnet.evaluation.compare import MEAN
 from uxnet.evaluation.scores import Scores
 from uxnet.experiments.paper import PaperRow, paper
-from uxnet.experiments.reproduce_records import ABLATED, Mean, Trial, ablation_of, block_of, mean_dice, network_of, settings_text
+from uxnet.experiments.reproduce_records import (
+    ABLATED,
+    Mean,
+    Trial,
+    ablation_of,
+    block_of,
+    init_of,
+    mean_dice,
+    network_of,
+    settings_of,
+    settings_text,
+)
 from uxnet.experiments.reproduce_scores import OF, common_notes, left_out, run_section
 from uxnet.experiments.reproduce_text import NOT_PRINTED, NOT_RUN, Cell, Entry, Feet, PaperTable, Section, Status
 
@@ -45,7 +56,7 @@ def ablation_table(trials: Sequence[Trial]) -> PaperTable:
         entries.append(Entry("", row.title, "params_m", "paper", row.params_m, "printed"))
         off = None if row.params_m is None else params - row.params_m
         entries.append(Entry("", row.title, "params_m", "ours", params, "counted", against_paper=off, note="" if agrees else why))
-        found, said = _dices(row, taken, {letter: rows.get(n) for letter, rows in matched.items()})
+        found, said = _dices(row, taken, {letter: rows.get(n) for letter, rows in matched.items()}, feet)
         lines.append((*line, *found))
         entries += said
     for letter, name, scores in _further(taken, kept, matched):
@@ -57,7 +68,7 @@ def ablation_table(trials: Sequence[Trial]) -> PaperTable:
             Cell(NOT_PRINTED),
             Cell(f"{scores.records[0]['parameters'] / 1e6:.2f}"),
         ]
-        found, said = _dices(row, taken, {t.letter: scores if t.letter == letter else None for t in taken})
+        found, said = _dices(row, taken, {t.letter: scores if t.letter == letter else None for t in taken}, feet)
         lines.append((*line, *found))
         entries += said
     section = Section("Mean Dice, with (folds, cases) for ours", tuple(head), tuple(lines), "llrl" + "r" * (len(head) - 4))
@@ -80,16 +91,23 @@ def _counts() -> list[tuple[float, bool, str]]:
 
 
 def _matched(scores: Sequence[Scores]) -> dict[int, Scores]:
-    """Number of a row -> what was run of it: of several, one with the released block, and the first."""
+    """Number of a row -> what was run of it: of several the one that is nearest to what the paper's row is."""
     found: dict[int, Scores] = {}
     for n, row in enumerate(paper().table3):
         fitting = [
             s for s in scores if network_of(s) == row.network and (row.network != "uxnet" or ablation_of(s) == {**ABLATED, **row.settings})
         ]
-        fitting.sort(key=lambda s: block_of(s) != "released")
+        fitting.sort(key=_off_the_papers)
         if fitting:
             found[n] = fitting[0]
     return found
+
+
+def _off_the_papers(scores: Scores) -> tuple[bool, ...]:
+    """Sorts what was run of a row: first what began afresh, then what has the paper's size, the released block, no other setting."""
+    settings = settings_of(scores)
+    more = settings.keys() - {"size", "block", *ABLATED}
+    return init_of(scores) is not None, settings.get("size", "paper") != "paper", block_of(scores) != "released", bool(more)
 
 
 def _further(
@@ -104,7 +122,7 @@ def _further(
     ]
 
 
-def _dices(row: PaperRow, trials: Sequence[Trial], run: Mapping[str, Scores | None]) -> tuple[list[Cell], list[Entry]]:
+def _dices(row: PaperRow, trials: Sequence[Trial], run: Mapping[str, Scores | None], feet: Feet) -> tuple[list[Cell], list[Entry]]:
     """The cells of a row behind its parameters, and their lines of the CSV file."""
     shown: list[Cell] = []
     entries: list[Entry] = []
@@ -119,25 +137,28 @@ def _dices(row: PaperRow, trials: Sequence[Trial], run: Mapping[str, Scores | No
             shown.append(Cell(NOT_RUN))
             entries.append(Entry(name, row.title, challenge.mean, "ours", None, "not run"))
         for trial in own:
-            cell, entry = _ours(row, trial, run[trial.letter], printed)
+            cell, entry = _ours(row, trial, run[trial.letter], printed, feet)
             off = entry.against_paper
             shown += [cell, Cell(NOT_RUN if entry.value is None else NOT_PRINTED if off is None else f"{off:+.3f}".replace("-", "−"))]
             entries.append(entry)
     for trial in (t for t in trials if t.challenge is None):
-        cell, entry = _ours(row, trial, run[trial.letter], None)
+        cell, entry = _ours(row, trial, run[trial.letter], None, feet)
         shown.append(cell)
         entries.append(entry)
     return shown, entries
 
 
-def _ours(row: PaperRow, trial: Trial, scores: Scores | None, printed: float | None) -> tuple[Cell, Entry]:
+def _ours(row: PaperRow, trial: Trial, scores: Scores | None, printed: float | None, feet: Feet) -> tuple[Cell, Entry]:
     dataset, source = trial.challenge.name if trial.challenge else trial.dataset, f"ours {trial.letter}"
     if scores is None:
         return Cell(NOT_RUN), Entry(dataset, row.title, trial.mean_head, source, None, "not run")
     mean: Mean = mean_dice(scores, MEAN)
     note = f"{scores.name}: {settings_text(scores)}"
+    # The row has the paper's title: which network stands there, of what size and begun with what, has to be beside it.
+    mark = feet.mark(f"{trial.letter}: {note}.")
     if mean.value is None:
-        return Cell("no case counts"), Entry(dataset, row.title, trial.mean_head, source, None, "run", folds=mean.folds, cases=0, note=note)
+        none = Entry(dataset, row.title, trial.mean_head, source, None, "run", folds=mean.folds, cases=0, note=note)
+        return Cell("no case counts", mark), none
     off = None if printed is None else mean.value - printed
     entry = Entry(dataset, row.title, trial.mean_head, source, mean.value, "run", False, off, mean.folds, mean.cases, note)
-    return Cell(f"{mean.value:.3f} ({mean.folds}, {mean.cases})"), entry
+    return Cell(f"{mean.value:.3f} ({mean.folds}, {mean.cases})", mark), entry

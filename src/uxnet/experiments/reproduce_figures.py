@@ -31,7 +31,7 @@ def curve_figure(folder: Path, trials: Sequence[Trial], *, over: Over = "steps",
     Args:
         folder: gets figure3.png and figure3.svg.
         over: optimiser steps, or core-seconds of training (seconds times threads, validations included; of a budget of
-            one core's time, the steps' share of it).
+            one core's time, the steps' share of it). Networks of two stages have no curve over seconds, and the foot of the page says so.
         note: for the foot of the page.
 
     Raises:
@@ -50,6 +50,10 @@ def curve_figure(folder: Path, trials: Sequence[Trial], *, over: Over = "steps",
         raise InputError("none of the records has a validation that was timed" if over == "seconds" else "none of the records has a curve")
     names = list(dict.fromkeys(_in_order([name for panel in panels for name in panel.curves])))
     said = "Dice: mean over the classes, on the validation cases of each fold."
+    staged = [f"{s.name} ({trial.letter})" for trial in trials for s in trial.scores if any(map(of_second_stage, s.records))]
+    missing = f"Not shown, since only the second of two stages was timed: {', '.join(staged)}."
+    second = f"Of two stages, steps are those of the second: {', '.join(staged)}."
+    told = "" if not staged else missing if over == "seconds" else second
     paths = [folder / f"figure3{kind}" for kind in KINDS]
     for path in paths:
         bands(
@@ -58,7 +62,7 @@ def curve_figure(folder: Path, trials: Sequence[Trial], *, over: Over = "steps",
             xlabel="step" if over == "steps" else "core-seconds of training",
             band=band,
             title="Validation curves",
-            note="\n".join(filter(None, (said, note))),
+            note="\n".join(filter(None, (said, told, note))),
             strong=STRONG,
             names=names,
         )
@@ -67,22 +71,37 @@ def curve_figure(folder: Path, trials: Sequence[Trial], *, over: Over = "steps",
 
 def validations(record: Mapping[str, Any], over: Over) -> list[tuple[float, float]]:
     """The validations of a fold, (steps or core-seconds, mean Dice); those whose time is not known have no place over seconds."""
-    points = []
-    curve = record.get("curve")
-    for point in curve if isinstance(curve, list) else []:
+    points: list[tuple[float, float]] = []
+    if over == "seconds" and of_second_stage(record):
+        return points
+    for point in _curve(record):
         x = point["step"] if over == "steps" else _core_seconds(point, record)
         if x is not None and point["dice"] is not None:
             points.append((float(x), float(point["dice"])))
     return points
 
 
+def of_second_stage(record: Mapping[str, Any]) -> bool:
+    """Whether a record's curve is of the second of two stages alone: it then ends before the steps do, since the last step is validated.
+
+    Its steps and seconds begin with that stage, and how long the first took is not known.
+    """
+    curve = _curve(record)
+    return bool(curve) and record.get("steps") not in (None, curve[-1]["step"])
+
+
+def _curve(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    curve = record.get("curve")
+    return curve if isinstance(curve, list) else []
+
+
 def _core_seconds(point: Mapping[str, Any], record: Mapping[str, Any]) -> float | None:
-    """Of training until a validation. A budget of one core's time is shared out evenly over the steps: what a clock on the wall said
-    counts other work on the machine, too.
+    """Of training until a validation. A budget of one core's time is shared out evenly over the steps that it was to pay for: what a clock
+    on the wall said counts other work on the machine, too.
     """
     threads, budget = int(record.get("threads") or 1), record.get("budget", {})
     if threads == 1 and "core_seconds" in budget:
-        return float(budget["core_seconds"] * point["step"] / record["steps"])
+        return float(budget["core_seconds"] * point["step"] / record.get("planned_steps", record["steps"]))
     return None if point["seconds"] is None else float(point["seconds"] * threads)
 
 

@@ -20,31 +20,28 @@ def transfer_figure(folder: Path, trials: Sequence[Trial], *, band: Band = "rang
     """Cross-validations that differ in their budgets alone, as curves over it, an entry a curve with a band over folds.
 
     The first panel: mean Dice of the test cases of each fold, after trainings of several lengths; each point is a training of its own,
-    with a schedule of its own. The second: the validation Dice during the longest.
+    with a schedule of its own. The second: the validation Dice during the longest. In the first a curve is of the folds that were trained
+    with every budget that its entry has records of; what is left out or was not trained stands at the foot of the page.
 
     Args:
         folder: gets transfer.png and transfer.svg.
         note: for the foot of the page.
 
     Raises:
-        InputError: if there are no records, they differ in more than their budgets, or a file cannot be written.
+        InputError: if there are no records, they differ in more than their budgets or not in those, no fold has every budget, or a file
+            cannot be written.
     """
     if not trials:
         raise InputError(NO_RECORDS)
     _refuse_others(trials)
     ordered = sorted(trials, key=lambda trial: _length(trial.facts["budget"]))
     timed = "core_seconds" in ordered[0].facts["budget"]
-    tested: dict[str, dict[int, Run]] = {}
-    for trial in ordered:
-        for scores in trial.scores:
-            for record in scores.records:
-                point = (_length(trial.facts["budget"]), _test_dice(record))
-                tested.setdefault(scores.name, {}).setdefault(int(record["fold"]), []).append(point)
+    unit = "core-seconds" if timed else "steps"
+    tested, missing = _tested(ordered, unit)
     last = ordered[-1]
     during = {s.name: [validations(record, "seconds" if timed else "steps") for record in s.records] for s in last.scores}
-    unit = "core-seconds" if timed else "steps"
     panels = [
-        BandPanel("test cases, a training a point", {name: list(folds.values()) for name, folds in tested.items()}),
+        BandPanel("test cases, a training a point", tested),
         BandPanel(
             f"validation cases during {_length(last.facts['budget']):g} {unit}", {n: runs for n, runs in during.items() if any(runs)}
         ),
@@ -59,10 +56,38 @@ def transfer_figure(folder: Path, trials: Sequence[Trial], *, band: Band = "rang
             ylabel="Dice",
             band=band,
             title="Transfer",
-            note="\n".join(filter(None, (said, note))),
-            names=list(tested),
+            note="\n".join(filter(None, (said, *missing, note))),
+            names=list(dict.fromkeys((*tested, *during))),
         )
     return paths
+
+
+def _tested(trials: Sequence[Trial], unit: str) -> tuple[dict[str, list[Run]], list[str]]:
+    """Entry -> its folds, each with a point for every budget; and sentences on what is missing.
+
+    A fold that lacks a budget is left out: between two trainings nothing may be interpolated, and a mean over other folds at each point
+    would rise and fall with the folds.
+    """
+    lengths = [_length(trial.facts["budget"]) for trial in trials]
+    found: dict[str, dict[int, dict[float, float]]] = {}
+    for length, trial in zip(lengths, trials, strict=True):
+        for scores in trial.scores:
+            for record in scores.records:
+                dice = _test_dice(record)
+                if dice is not None:
+                    found.setdefault(scores.name, {}).setdefault(int(record["fold"]), {})[length] = dice
+    tested, said = {}, []
+    for name, folds in found.items():
+        own = sorted({length for points in folds.values() for length in points})
+        none = [f"{length:g}" for length in lengths if length not in own]
+        lacking = {fold: [f"{length:g}" for length in own if length not in points] for fold, points in sorted(folds.items())}
+        left_out = [f"{fold} (lacks {', '.join(what)})" for fold, what in lacking.items() if what]
+        said += [f"{name}: no training of {', '.join(none)} {unit}."] if none else []
+        said += [f"{name}: folds left out, since they lack trainings (of so many {unit}): {', '.join(left_out)}."] if left_out else []
+        tested[name] = [sorted(points.items()) for fold, points in sorted(folds.items()) if not lacking[fold]]
+        if not tested[name]:
+            raise InputError(f"{name}: no fold was trained with each of {', '.join(f'{length:g}' for length in own)} {unit}")
+    return tested, said
 
 
 def _refuse_others(trials: Sequence[Trial]) -> None:
@@ -76,6 +101,8 @@ def _refuse_others(trials: Sequence[Trial]) -> None:
                 f"the records of {first.letter} ({first.dataset}) and {trial.letter} ({trial.dataset}) differ in {', '.join(differs)}; "
                 "this figure is of cross-validations that differ in their budgets alone"
             )
+    if len({_length(trial.facts["budget"]) for trial in trials}) < len(trials):
+        raise InputError(f"two of {', '.join(trial.letter for trial in trials)} have the same budget; give the records of each budget once")
     made: dict[str, Any] = {}
     for scores in (s for trial in trials for s in trial.scores):
         record = scores.records[0]
@@ -88,8 +115,6 @@ def _length(budget: Mapping[str, Any]) -> float:
     return float(budget["core_seconds"]) if "core_seconds" in budget else float(sum(budget["steps"]))
 
 
-def _test_dice(record: Mapping[str, Any]) -> float:
-    """NaN where no class of any case counts: the point is left out."""
-    cases = [mean_of_counted(values["dice"] for values in case["classes"].values()) for case in record["cases"]]
-    mean = mean_of_counted(cases)
-    return float("nan") if mean is None else float(mean)
+def _test_dice(record: Mapping[str, Any]) -> float | None:
+    """None where no class of any case counts."""
+    return mean_of_counted(mean_of_counted(values["dice"] for values in case["classes"].values()) for case in record["cases"])

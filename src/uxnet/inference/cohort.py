@@ -4,10 +4,11 @@ does not stop the rest."""
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,13 +19,16 @@ from uxnet.events import Event, Note, Progress, Report, Warn, silent
 from uxnet.inference.average import Averaged, check_same
 from uxnet.inference.ledger import Making, making, read_ledger, unexplained
 from uxnet.inference.located import labels_of, load_located
+from uxnet.inference.memory import in_gb
 from uxnet.inference.scans import Scan, find_scans
+from uxnet.inference.segment import with_inference
 from uxnet.inference.segmenter import Segmenter, load_segmenter
 from uxnet.inference.settings import Settings, usable_cores
 from uxnet.inference.unit import CannotLoadError, Desk, Load, Outcome, Unit, Written, do_scan
-from uxnet.io import write_json
+from uxnet.io import is_nifti, sha256, write_json
 from uxnet.io.files import sync_folder
 from uxnet.jobs import Cluster, shard, work
+from uxnet.labels import Labels
 from uxnet.model import Model, read_model
 from uxnet.records import append_record
 
@@ -68,8 +72,10 @@ def predict(
         One outcome a scan (of the part), in their order.
 
     Raises:
-        InputError: if an output would overwrite an input, or a file that nothing explains, or `out` holds label maps of another model.
+        InputError: if an output would overwrite an input, or a file that nothing explains, or `out` holds label maps of another model;
+            also with `overwrite`, if their values mean something else and the call does not replace all of them.
         ModelError, DeviceError: if the models cannot be loaded, or do not belong together.
+        RecipeError: if the settings ask for what the recipe does not say.
     """
     settings = models.settings if isinstance(models, Segmenter) else settings or Settings()
     paths = [models.model.path] if isinstance(models, Segmenter) else list(models)
@@ -78,18 +84,22 @@ def predict(
         # Its workers may be in another folder.
         paths, out = [path.absolute() for path in paths], out.absolute()
         scans = [replace(scan, files=tuple(file.absolute() for file in scan.files)) for scan in scans]
-    if part is not None:
-        scans = shard(sorted(scans, key=lambda scan: scan.name), part)
-    crew = _crew(models if isinstance(models, Segmenter) else paths, settings, workers, cluster, len(scans))
+    with_inference(described[0].recipe.stages, overlap=settings.overlap, skip_air=settings.skip_air)  # refused before anything is done
+    scans = scans if part is None else sorted(scans, key=lambda scan: scan.name)
+    ours = scans if part is None else shard(scans, part)
+    crew = _crew(models if isinstance(models, Segmenter) else paths, settings, workers, cluster, len(ours))
     if crew.settings.located:
         if probabilities:
             raise InputError("probabilities are of crops only, not of whole scans; leave them out, or cut the scans out yourself")
         paths = [*paths, crew.settings.located.localiser]
         described = [*described, read_model(crew.settings.located.localiser)]
-    meaning = _meaning(described, crew.settings)
-    made_of = making(paths, crew.settings, probabilities)
-    units = _units(scans, out, made_of, overwrite)
-    _refuse(units, out / "labels.json", meaning, overwrite)
+    labels = labels_of(described[0].labels, crew.settings.located.whole) if crew.settings.located else described[0].labels
+    made_of = making(paths, crew.settings, probabilities, _table(labels.to_dict()))
+    meaning = _meaning(labels, described, made_of)
+    # Of all shards: each of them is to refuse what the others do.
+    call = _units(scans, out, made_of, overwrite)
+    units = call if part is None else shard(call, part)
+    _refuse(call, units, out, meaning, overwrite)
 
     out.mkdir(parents=True, exist_ok=True)
     if _read_json(out / "labels.json") != meaning:
@@ -153,6 +163,8 @@ def _crew(models: Segmenter | Sequence[Path], settings: Settings, workers: int |
             settings = replace(settings, threads=max(1, usable_cores() // workers))
     # A second scan in hand would break the limit; in this process each scan's memory and errors are plainly its own.
     abreast = 2 if settings.memory_limit is None and (workers or asked) and scans > 1 else 1
+    if asked is None:
+        settings = replace(settings, sharing=max(1, workers))
     load = load_located if settings.located else load_segmenter
     return _Crew(functools.partial(load, tuple(models), settings), settings, workers, abreast, asked)
 
@@ -216,27 +228,62 @@ def _units(scans: Sequence[Scan], out: Path, made_of: Making, overwrite: bool) -
     ]
 
 
-def _refuse(units: Sequence[Unit], labels: Path, meaning: Mapping[str, Any], overwrite: bool) -> None:
-    """Refuses, before anything is computed, what would be lost or mixed up."""
-    inputs = {file.resolve() for unit in units for file in unit.scan.files}
+def _refuse(call: Sequence[Unit], units: Sequence[Unit], out: Path, meaning: Mapping[str, Any], overwrite: bool) -> None:
+    """Refuses, before anything is computed, what would be lost or mixed up.
+
+    Args:
+        call: the units of all shards.
+        units: those of this one. Only of them it is known that nobody is writing their outputs.
+    """
+    inputs = {file.resolve() for unit in call for file in unit.scan.files}
     written: dict[Path, str] = {}
-    for unit in units:
+    for unit in call:
         for output in unit.outputs:
             if output.resolve() in inputs:
                 raise InputError(f"{output}: the output would replace an input; choose another folder")
             if written.setdefault(output, unit.scan.name) != unit.scan.name:
                 raise InputError(f"{output}: the output of two scans, {written[output]} and {unit.scan.name}; rename one of them")
-    if overwrite:
-        return
-    refused = [(unit.outputs, why) for unit in units if (why := unexplained(unit.outputs, unit.known, unit.making))]
+    refused = [] if overwrite else [(unit.outputs, why) for unit in units if (why := unexplained(unit.outputs, unit.known, unit.making))]
     if refused:
         first = next(path for path in refused[0][0] if path.exists())
         raise InputError(
             f"{first}: exists already, and {refused[0][1]} ({len(refused)} such outputs); choose another folder, or give --overwrite"
         )
     # One folder, one meaning: labels.json speaks for every label map beside it.
-    if labels.exists() and _read_json(labels) != meaning:
+    labels = out / "labels.json"
+    there = (_read_json(labels) or {}) if labels.exists() else None
+    # Whose they are says the content of the models, not its file's name; earlier versions wrote only that.
+    whose = "model" if there and "models" not in there else "models"
+    if there is not None and not overwrite and (_table(there) != _table(meaning) or there.get(whose) != meaning[whose]):
         raise InputError(f"{labels}: speaks of another model's label maps; choose another folder, or give --overwrite")
+    strange = _of_another_table(call, out, None if there is None else _table(there), inputs)
+    if strange:
+        raise InputError(
+            f"{strange[0]}: its values mean something else than this model's, and this call does not replace it ({len(strange)} such "
+            "files); choose another folder, since labels.json speaks for all label maps of one"
+        )
+
+
+def _of_another_table(call: Sequence[Unit], out: Path, told: str | None, inputs: Collection[Path]) -> list[Path]:
+    """Label maps in the folder that the call leaves as they are and whose values mean something else.
+
+    Args:
+        told: the table of the folder's labels.json, which counts for maps that no record knows; None if there is no such file.
+    """
+    if not out.is_dir() or not call:
+        return []
+    known = read_ledger(out)
+    tables = {name: record.get("table", told) for record in known.values() for name in record["outputs"]}
+    replaced = {path.name for unit in call for path in unit.outputs} | {name for unit in call for name in _stale(unit)}
+    table = call[0].making.table
+    others = [path for path in sorted(out.iterdir()) if path.name.endswith(".nii.gz") and is_nifti(path) and path.name not in replaced]
+    return [path for path in others if tables.get(path.name, told) not in (None, table) and path.resolve() not in inputs]
+
+
+def _stale(unit: Unit) -> list[str]:
+    """Names of files that an earlier call wrote for the scan and that this one does not: probabilities that nobody asks for any more."""
+    names = {path.name for path in unit.outputs}
+    return [name for name in unit.known["outputs"] if name not in names and Path(name).name == name] if unit.known else []
 
 
 def _committed(unit: Unit, written: Written, ledger: Path) -> Outcome:
@@ -244,12 +291,16 @@ def _committed(unit: Unit, written: Written, ledger: Path) -> Outcome:
     if written.record is None:
         return written.outcome
     try:
+        # First: what no record knows any more would stay for good. What someone has changed is theirs.
+        for stale in (unit.outputs[0].with_name(name) for name in _stale(unit)):
+            if unit.known and stale.is_file() and sha256(stale) == unit.known["outputs"][stale.name].get("sha256"):
+                stale.unlink()
         append_record(ledger, written.record)
         for part, output in reversed(list(zip(unit.parts, unit.outputs, strict=True))):
             os.replace(part, output)
         sync_folder(ledger.parent)
-    except OSError as error:
-        said = f"{unit.outputs[0]}: cannot be written ({error.strerror or error})"
+    except (OSError, InputError) as error:
+        said = f"{unit.outputs[0]}: cannot be written ({getattr(error, 'strerror', None) or error})"
         return replace(written.outcome, status="failed", output=None, probabilities=None, error=said)
     return written.outcome
 
@@ -275,7 +326,16 @@ def _tell(outcome: Outcome, outcomes: Mapping[str, Outcome], total: int, crew: _
     elif outcome.status == "done":
         peak = outcome.peak_memory_mb
         memory = f", peak memory {peak} MB" if peak is not None else ""
-        report(Note(f"{outcome.name}: {outcome.seconds:.1f} s{memory} -> {outcome.output}"))
+        kept = ", logits kept in half precision" if "half" in outcome.keep else ""
+        report(Note(f"{outcome.name}: {outcome.seconds:.1f} s{memory}{kept} -> {outcome.output}"))
+        limit = crew.settings.memory_limit
+        if peak is not None and limit is not None and peak * 1e6 > limit:
+            report(
+                Warn(
+                    f"{outcome.name}: it took {peak} MB of memory, more than the limit of {in_gb(limit)}, which does not hold for loading, "
+                    "preparing, the self-check and a second stage"
+                )
+            )
     counts = {status: sum(o.status == status for o in outcomes.values()) for status in ("already", "failed")}
     values: dict[str, float | int | str] = {status: count for status, count in counts.items() if count}
     done = [o.seconds for o in outcomes.values() if o.status == "done"]
@@ -286,18 +346,24 @@ def _tell(outcome: Outcome, outcomes: Mapping[str, Outcome], total: int, crew: _
         report(Note(f"{counts['already']} of {total} were done already"))
 
 
-def _meaning(models: Sequence[Model], settings: Settings) -> dict[str, Any]:
+def _meaning(labels: Labels, models: Sequence[Model], made_of: Making) -> dict[str, Any]:
     """labels.json: what the values mean, and whose answer they are."""
-    labels = labels_of(models[0].labels, settings.located.whole) if settings.located else models[0].labels
     names = [", ".join(dict.fromkeys(names)) for names in ([m.path.name for m in models], [m.recipe.name for m in models])]
-    meaning: dict[str, Any] = json.loads(json.dumps({**labels.to_dict(), "model": names[0], "model_name": names[1]}))
+    told = {**labels.to_dict(), "model": names[0], "model_name": names[1], "models": made_of.models}
+    meaning: dict[str, Any] = json.loads(json.dumps(told))
     return meaning
+
+
+def _table(described: Mapping[str, Any]) -> str:
+    """The hash of what values mean, of `Labels.to_dict` or labels.json."""
+    table = [described.get(key) for key in ("background", "foreground", "regions", "ignore")]
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
 
 def _write_summary(
     path: Path, outcomes: Sequence[Outcome], paths: Sequence[Path], models: Sequence[Model], made_of: Making, crew: _Crew
 ) -> None:
-    """predict.json: this call's scans, and those that earlier ones left there."""
+    """predict.json: this call's scans, and those that earlier ones left there; models and settings of the call, and of each scan."""
     names = {outcome.name for outcome in outcomes}
     earlier = (_read_json(path) or {}).get("scans", [])
     kept = [scan for scan in earlier if isinstance(scan, dict) and scan.get("name") not in names] if isinstance(earlier, list) else []
@@ -309,7 +375,7 @@ def _write_summary(
         ],
         "settings": json.loads(json.dumps(asdict(crew.settings), default=str)),
         "workers": crew.workers,
-        "scans": kept + [asdict(outcome) for outcome in outcomes],
+        "scans": kept + [asdict(outcome) | {"made_with": made_of.record()} for outcome in outcomes],
     }
     write_json(path, summary)
 

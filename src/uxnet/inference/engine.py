@@ -89,7 +89,7 @@ def _torch_engine(model: Model, stage: int, settings: Settings, report: Report) 
         return TorchEngine(network, settings.device, precision)
 
     engine = opened(settings.precision)
-    if settings.precision == "auto" and engine.device.type == "cpu" and engine.precision != "float32":
+    if settings.precision == "auto" and engine.precision != "float32":
         guided = model.recipe.stages[stage].prior is not None
         return Cautious(engine, lambda: opened("float32"), model.labels, guided=guided, report=report)
     return engine
@@ -98,8 +98,9 @@ def _torch_engine(model: Model, stage: int, settings: Settings, report: Report) 
 def _accelerator() -> bool:
     """Whether torch finds CUDA or MPS; it is asked only where something speaks for one, since importing it takes seconds."""
     apple = sys.platform == "darwin" and platform.machine() == "arm64"
-    nvidia = Path("/dev/nvidia0").exists() or Path("/dev/dxg").exists() or sys.platform == "win32"
-    if not (apple or nvidia) or find_spec("torch") is None:
+    # A container may be given any one of a machine's GPUs; AMD's are CUDA devices to torch, too.
+    given = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists() or Path("/dev/kfd").exists() or sys.platform == "win32"
+    if not (apple or given) or find_spec("torch") is None:
         return False
     from uxnet.devices import choose_device
 

@@ -31,12 +31,15 @@ class Making:
     settings: `Settings.deciding()`, as JSON gives it back.
     probabilities: whether they are written, too.
     version: of uxnet.
+    table: sha256 of what the values of the label maps mean. It follows from the models; records hold it so that maps that mean
+        something else are known beside each other.
     """
 
     models: tuple[str, ...]
     settings: Mapping[str, Any]
     probabilities: bool
     version: str
+    table: str = ""
 
     def key(self, inputs: Sequence[str]) -> str:
         """What the outputs of an input are known by; `inputs` are the sha256 of its files, in their order."""
@@ -50,6 +53,7 @@ class Making:
             "models": list(self.models),
             "settings": dict(self.settings),
             "probabilities": self.probabilities,
+            "table": self.table,
         }
 
     def difference(self, record: Record) -> str:
@@ -64,21 +68,24 @@ class Making:
             return f"uxnet {record.get('uxnet')}, this is {self.version}"
         if then != now:
             then = then if isinstance(then, dict) else {}
-            name = next((key for key in now if key not in then or then[key] != now[key]), "")
-            return f"{name} {_worded(then.get(name))}, not {_worded(now[name])}" if name else "other settings"
+            name = next((key for key in {**now, **then} if then.get(key) != now.get(key)), "")
+            return f"{name} {_worded(then.get(name), name)}, not {_worded(now.get(name), name)}" if name else "other settings"
         if record.get("probabilities") != self.probabilities:
             return "probabilities" if record.get("probabilities") else "no probabilities"
         return ""
 
 
-def making(models: Sequence[Path], settings: Settings, probabilities: bool) -> Making:
+def making(models: Sequence[Path], settings: Settings, probabilities: bool, table: str = "") -> Making:
     """How outputs are made now.
+
+    Args:
+        table: as in `Making`.
 
     Raises:
         OSError: if a model file cannot be read.
     """
     deciding = json.loads(json.dumps(settings.deciding()))
-    return Making(tuple(sha256(path) for path in models), deciding, probabilities, uxnet.__version__)
+    return Making(tuple(sha256(path) for path in models), deciding, probabilities, uxnet.__version__, table)
 
 
 def read_ledger(folder: Path) -> dict[str, Record]:
@@ -162,7 +169,9 @@ def is_torn(path: Path) -> bool:
     return False
 
 
-def _worded(value: Any) -> str:
+def _worded(value: Any, name: str = "") -> str:
     if isinstance(value, list):
         return " ".join(map(_worded, value)) or "nothing"
-    return {None: "by the recipe", True: "yes", False: "no"}.get(value, str(value)) if not isinstance(value, float) else f"{value:g}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return {None: "none" if name == "memory_limit" else "by the recipe", True: "yes", False: "no"}.get(value, str(value))

@@ -155,7 +155,7 @@ def load_located(models: Sequence[str | Path], settings: Settings, report: Repor
     """
     if settings.located is None:
         raise ModelError("a whole scan needs a localiser, and the settings name none")
-    asked = {key: getattr(settings, key) for key in ("device", "engine", "precision", "threads", "cache", "memory_limit")}
+    asked = {key: getattr(settings, key) for key in ("device", "engine", "precision", "threads", "cache", "memory_limit", "sharing")}
     # int8 is made and scored for a model by itself; the localiser has none.
     asked["precision"] = "auto" if settings.precision == "int8" else settings.precision
     localiser = load_segmenter([settings.located.localiser], replace(PLAIN, **asked), report)

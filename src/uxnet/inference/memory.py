@@ -5,7 +5,11 @@
          + the frontier: what later windows will add to (see stitch.Sweep), linear in classes, section and overlap
          + scratch, for what decides labels on several threads
 
-There is no term of classes times scan. Where the frontier does not fit, its largest part is kept in half precision, then in a file.
+There is no term of classes times scan. Where the frontier does not fit, its largest part is kept in a file; within a limit that was asked
+for in half precision first, which is quicker and may change a label here and there. What the machine has free at the time never does.
+
+The formula begins with the first window. What loading, preparing and the self-check took before is told beside it; a guided second
+stage comes after it and is not told.
 """
 
 from __future__ import annotations
@@ -19,8 +23,8 @@ from typing import get_args
 
 import psutil
 
-from uxnet.errors import MemoryLimitError
-from uxnet.events import Note, Report, Warn
+from uxnet.errors import MemoryLimitError, UsageError
+from uxnet.events import Kept, Note, Report, Warn
 from uxnet.inference.stitch import Keep, Room, Sweep
 from uxnet.io import read_geometry, voxel_bytes
 
@@ -56,7 +60,17 @@ class Plan:
 
 
 def plan_memory(
-    sweep: Sweep, *, now: int, a_window: int, batch: int, threads: int, limit: int, strict: bool, report: Report, name: str
+    sweep: Sweep,
+    *,
+    now: int,
+    a_window: int,
+    batch: int,
+    threads: int,
+    limit: int,
+    strict: bool,
+    report: Report,
+    name: str,
+    before: int | None = None,
 ) -> Plan:
     """The plan that fits the limit, the most exact and quickest first; it is reported.
 
@@ -67,8 +81,10 @@ def plan_memory(
         batch: windows that the recipe computes at a time.
         threads: that decide labels.
         limit: bytes that the process may take.
-        strict: whether the limit was asked for; one that was only guessed is warned of.
+        strict: whether the limit was asked for. One that was only guessed is warned of, and nothing is kept in half precision for it:
+            labels would depend on what else the machine does.
         name: of the scan, for the message.
+        before: the most that the process has held so far, for the message; None where the system does not tell.
 
     Raises:
         MemoryLimitError: if the limit was asked for and does not suffice; it says what would.
@@ -78,7 +94,8 @@ def plan_memory(
         scratch = min(_SCRATCH * max(1, threads), 4 * sweep.channels * math.prod(sweep.tiling.patch))
         return Plan(Room(windows, keep), now, (windows - 1) * a_window, sweep.nbytes(keep), scratch)
 
-    plans = [plan(windows, keep) for keep in get_args(Keep) for windows in range(batch, 0, -1)]
+    keeps = [keep for keep in get_args(Keep) if strict or keep != "half"]
+    plans = [plan(windows, keep) for keep in keeps for windows in range(batch, 0, -1)]
     chosen = next((one for one in plans if one.total <= limit), None)
     if chosen is None:
         chosen = min(plans, key=lambda one: one.total)
@@ -86,7 +103,9 @@ def plan_memory(
         if strict:
             raise MemoryLimitError(said + "the limit; allow more, or use another machine")
         report(Warn(said + "free on this machine; it is tried nevertheless"))
-    report(Note(f"{name}: {told(chosen, sweep)}"))
+    earlier = f"; {in_gb(before)} before that, to load, prepare and check" if before is not None and before > chosen.total else ""
+    report(Kept(chosen.room.keep))
+    report(Note(f"{name}: {told(chosen, sweep)}{earlier}"))
     return chosen
 
 
@@ -123,11 +142,11 @@ def parse_size(text: str) -> int:
     """Bytes, of "4GB", "512 MB", "1.5GiB" or a plain number.
 
     Raises:
-        MemoryLimitError: if it is no size.
+        UsageError: if it is no size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
     if not match or match.group(2) not in _UNITS or float(match.group(1)) <= 0:
-        raise MemoryLimitError(f"{text!r} is no amount of memory; write for example 4GB, 512MB or 1.5GiB")
+        raise UsageError(f"{text!r} is no amount of memory; write for example 4GB, 512MB or 1.5GiB")
     return int(float(match.group(1)) * _UNITS[match.group(2)])
 
 
@@ -141,31 +160,47 @@ def held() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def free() -> int:
-    """Bytes that this process could still take: what the machine has free, or its container's limit leaves."""
+def most_held() -> int | None:
+    """The most bytes that this process has held since its start, or the last reset (`unit.reset_peak`); None where nothing tells."""
+    try:
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return None
+    return int(match.group(1)) * 1024 if match else None
+
+
+def free(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process could still take: what the machine has free, or its container's limit leaves.
+
+    What the container counts as used holds the files that were read and written, which the system gives up as soon as memory is asked
+    for: of these, the ones not used lately (`inactive_file`) count as free, as they do for the machine.
+    """
     available = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for limit, used, statistics, key in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
     ):
         try:
-            available = min(available, int(Path(limit).read_text()) - int(Path(used).read_text()))
+            left = int((cgroup / limit).read_text()) - int((cgroup / used).read_text())
+            files = re.search(rf"^{key} (\d+)$", (cgroup / statistics).read_text(), re.MULTILINE)
         except (OSError, ValueError):  # no such group, or "max"
             continue
+        available = min(available, left + (int(files.group(1)) if files else 0))
     return max(available, 0)
 
 
-def planner(*, batch: int, threads: int, limit: int | None, report: Report, name: str) -> Callable[[Sweep], Room]:
+def planner(*, batch: int, threads: int, limit: int | None, report: Report, name: str, sharing: int = 1) -> Callable[[Sweep], Room]:
     """A function to be called when the first window is computed: it measures, plans and reports.
 
     Args:
-        limit: bytes that the process may take; None for what is free.
+        limit: bytes that the process may take; None for its share of what is free.
+        sharing: processes that take scans on this machine side by side, this one among them.
     """
     before = held()
 
     def plan(sweep: Sweep) -> Room:
         now = held()
-        allowed = now + free() if limit is None else limit
+        allowed = now + free() // sharing if limit is None else limit
         a_window = max(0, now - before)
         return plan_memory(
             sweep,
@@ -177,6 +212,7 @@ def planner(*, batch: int, threads: int, limit: int | None, report: Report, name
             strict=limit is not None,
             report=report,
             name=name,
+            before=most_held(),
         ).room
 
     return plan

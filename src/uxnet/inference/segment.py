@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uxnet.decide import background_logits, restore_logits
+from uxnet.errors import RecipeError
 from uxnet.events import Report, Spent, silent
 from uxnet.inference.prior import refine
 from uxnet.inference.stitch import Engine, Room, Sweep, stitch
@@ -94,8 +95,10 @@ def with_inference(stages: Sequence[Stage], *, overlap: float | None = None, ski
     """The stages with what a caller wants otherwise than the recipe; None leaves the recipe's.
 
     Raises:
-        RecipeError: if the overlap is not within 0..1.
+        RecipeError: if the overlap is not within 0..1, or air is to be left out and the recipe does not say what air is.
     """
+    if skip_air and stages[0].prepare.crop_above is None:
+        raise RecipeError("skip_air: the recipe has no prepare.crop_above, so nothing says which windows hold only air; leave it out")
 
     def changed(inference: Inference) -> Inference:
         return replace(

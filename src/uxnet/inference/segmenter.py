@@ -95,6 +95,7 @@ class Segmenter:
             limit=self.settings.memory_limit,
             report=report,
             name=ready.volume.name,
+            sharing=self.settings.sharing,
         )
         with _probability_file(probabilities, ready, self.model) as probs:
             found = segment(

@@ -43,6 +43,7 @@ class Settings:
     largest: names of the classes of which only the largest connected component is kept.
     skip_air: leave out windows that hold nothing above the recipe's `crop_above`; None takes the recipe's choice.
     memory_limit: bytes that the process may take at its peak; None takes what the machine has free.
+    sharing: processes that segment on this machine side by side, and share what it has free.
     located: scans are whole heads (or whatever the model in the box says), see `located.py`; None for scans as the model knows them.
     """
 
@@ -56,6 +57,7 @@ class Settings:
     largest: tuple[str, ...] = ()
     skip_air: bool | None = None
     memory_limit: int | None = None
+    sharing: int = 1
     located: Located | None = None
 
     @property
@@ -64,8 +66,15 @@ class Settings:
         return self.threads or usable_cores()
 
     def deciding(self) -> dict[str, Any]:
-        """What can change a label: all but where things lie and how much of the machine is used."""
-        decides = {key: value for key, value in asdict(self).items() if key not in ("threads", "cache", "memory_limit", "located")}
+        """What can change a label: all but where things lie and how much of the machine is used.
+
+        A limit of memory is among it where there is one: within it, logits may be kept in half precision.
+        """
+        decides = {
+            key: value for key, value in asdict(self).items() if key not in ("threads", "cache", "memory_limit", "sharing", "located")
+        }
+        if self.memory_limit is not None:
+            decides["memory_limit"] = self.memory_limit
         # The localiser's content is told among the models.
         return decides | ({"located": asdict(self.located.whole)} if self.located else {})
 

@@ -7,7 +7,6 @@ they were made from: it alone writes records.
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from uxnet.errors import Cancelled, UxnetError, VolumeError
-from uxnet.events import Event, Progress, Report, Spent
+from uxnet.events import Event, Kept, Progress, Report, Spent
 from uxnet.inference.ledger import Making, described, is_done
+from uxnet.inference.memory import most_held
 from uxnet.inference.scans import Scan
 from uxnet.inference.segment import Ready
 from uxnet.io import sha256, write_labels
@@ -48,6 +48,8 @@ class Outcome:
     seconds: that it took, without waiting for its turn.
     peak_memory_mb: the process's largest memory meanwhile, in MB (10^6 bytes), where the system tells.
     windows: that were computed.
+    keep: where what later windows add to was kept: "memory", "half" (in half precision, which a limit of memory may ask for) or
+        "file"; several with commas between them, empty where nobody planned.
     timings: seconds of each part of the work ("read", "prepare", "network", "stitch", "restore", "write").
     """
 
@@ -60,6 +62,7 @@ class Outcome:
     seconds: float = 0.0
     peak_memory_mb: int | None = None
     windows: int | None = None
+    keep: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -142,8 +145,11 @@ def do_scan(desk: Desk, unit: Unit, report: Report) -> Written:
     except Cancelled:
         raise
     except (UxnetError, OSError, MemoryError) as problem:
+        error = str(problem) or type(problem).__name__
+        # Too little memory and a full disk do not say over which scan.
+        if not any(str(path) in error for path in (*unit.scan.files, *unit.outputs, *unit.parts)):
+            error = f"{unit.scan.files[0]}: {error}"
         # Parts have other names than what they are parts of.
-        error = str(problem) or f"{unit.scan.files[0]}: {type(problem).__name__}"
         for part, output in zip(unit.parts, unit.outputs, strict=True):
             error = error.replace(str(part), str(output))
             with contextlib.suppress(OSError):
@@ -175,7 +181,13 @@ def _done(desk: Desk, unit: Unit, report: Report) -> Written:
     watch(Spent("write", time.perf_counter() - started))
     seconds += time.perf_counter() - started
     peak = take_peak() if desk.measured and not desk.abreast else peak
-    figures = {"seconds": round(seconds, 3), "peak_memory_mb": peak, "windows": watch.windows or None, "timings": watch.rounded()}
+    figures = {
+        "seconds": round(seconds, 3),
+        "peak_memory_mb": peak,
+        "windows": watch.windows or None,
+        "keep": ", ".join(watch.keeps),
+        "timings": watch.rounded(),
+    }
     return Written(_outcome(unit, "done", figures), _record(unit, key, inputs, figures))
 
 
@@ -204,16 +216,20 @@ def _content(file: Path) -> str:
 
 
 class _Watch:
-    """A `report` that adds up what a scan's times and windows are, and passes everything on but the times."""
+    """A `report` that adds up what is to be recorded of a scan, and passes everything on but that alone."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
         self.timings: dict[str, float] = {}
         self.windows = 0
+        self.keeps: list[str] = []  # of a localiser and crops there are several
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Spent):
             self.timings[event.part] = self.timings.get(event.part, 0.0) + event.seconds
+            return
+        if isinstance(event, Kept):
+            self.keeps += [event.where] if event.where not in self.keeps else []
             return
         if isinstance(event, Progress) and event.task == "windows" and event.done >= event.total:
             self.windows += event.total
@@ -234,10 +250,6 @@ def reset_peak() -> bool:
 
 def take_peak() -> int | None:
     """The largest resident memory of this process since the last reading, in MB (10^6 bytes); the next reading begins."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
+    largest = most_held()
     reset_peak()
-    match = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return round(int(match.group(1)) * 1024 / 1e6) if match else None
+    return None if largest is None else round(largest / 1e6)

@@ -1,11 +1,12 @@
 """Files to volumes and back. The file formats' own axis orders and header fields are known here and nowhere else."""
 
-from uxnet.io.files import atomic, read_json, sha256, write_json
+from uxnet.io.files import alone, atomic, read_json, sha256, write_json
 from uxnet.io.nifti import CHANNEL_NAME, case_name, is_nifti, write_image, write_labels, write_probabilities
 from uxnet.io.nifti_read import read_geometry, read_image, read_labels, voxel_bytes
 
 __all__ = [
     "CHANNEL_NAME",
+    "alone",
     "atomic",
     "case_name",
     "is_nifti",

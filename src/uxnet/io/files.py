@@ -6,12 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from uxnet.errors import InputError
+from uxnet.errors import InputError, UxnetError
 
 
 @contextlib.contextmanager
@@ -24,15 +25,13 @@ def atomic(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffixes are kept: writers choose format and compression by them. The leading dot keeps readers of folders away.
     suffix = path.name[-len(".nii.gz") :] if path.name.lower().endswith(".nii.gz") else path.suffix
-    handle, name = tempfile.mkstemp(prefix=f".{path.name.removesuffix(suffix)}.", suffix=f".part{suffix}", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name.removesuffix(suffix)}.{secrets.token_hex(4)}.part{suffix}")
+    # As readable as any other file of the user's: the system takes the umask off, which could be asked for only by changing it.
+    with temporary.open("xb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     try:
         yield temporary
-        # mkstemp makes files for their owner only, and so do some writers; a result should be as readable as any other file of the user's.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(mode)  # some writers put a file for their owner only in its place
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -40,6 +39,31 @@ def atomic(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def alone(lock: Path, otherwise: UxnetError) -> Iterator[None]:
+    """Holds a lock file, which is made if missing, for this block; a process that dies lets go of it.
+
+    Where the system or the disk has no locks, nothing is held. The file stays: were it removed, two could each hold one of its name.
+
+    Raises:
+        UxnetError: `otherwise`, if someone else holds it, even in this process.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise otherwise from error
+        except OSError:
+            pass
+        yield
 
 
 def sync_folder(folder: Path) -> None:

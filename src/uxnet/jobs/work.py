@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, overload
 
-from uxnet.errors import Cancelled, InputError, UxnetError
+from uxnet.errors import Cancelled, UsageError, UxnetError
 from uxnet.events import Report, silent
 from uxnet.jobs.cluster import Cluster, connected, ray_shift
 from uxnet.jobs.processes import process_shift
@@ -108,12 +108,12 @@ def shard(items: Sequence[Item], which: str) -> list[Item]:
         items: in an order that is the same whenever a part is taken.
 
     Raises:
-        InputError: if `which` is not i/n with 1 <= i <= n.
+        UsageError: if `which` is not i/n with 1 <= i <= n.
     """
     match = re.fullmatch(r"(\d+)/(\d+)", which)
     part, parts = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
     if not 1 <= part <= parts:
-        raise InputError(f"{which!r} is no shard; write i/n, such as 1/4, 2/4, 3/4 and 4/4 for four parts")
+        raise UsageError(f"{which!r} is no shard; write i/n, such as 1/4, 2/4, 3/4 and 4/4 for four parts")
     return list(items[part - 1 :: parts])
 
 

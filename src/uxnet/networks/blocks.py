@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -151,8 +151,9 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, I, J, K) -> the same shape; the statistics are taken in float32 or better."""
-        y = F.layer_norm(x.movedim(1, -1), (x.shape[1],), self.weight, self.bias, self.eps)
-        return y.movedim(-1, 1)
+        y = F.layer_norm(x.movedim(1, -1), (x.shape[1],), self.weight, self.bias, self.eps).movedim(-1, 1)
+        # Voxels-first is how it was computed; cuDNN would then take its own kernels for the convolutions behind it, many times as slow.
+        return y.contiguous() if x.is_cuda and x.is_contiguous() else y
 
 
 class DepthwiseConv3d(nn.Conv3d):
@@ -210,6 +211,31 @@ class PointwiseConv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, I, J, K) -> (N, out_channels, I, J, K)."""
         return kernels_cpu.pointwise(x, self.weight, self.bias) if kernels_cpu.pays(x, self.weight) else super().forward(x)
+
+
+class GroupedPointwiseConv3d(nn.Conv3d):
+    """A convolution with a kernel of 1 in groups with one channel each on one side: channels are widened, or summed up again, apart.
+
+    On CUDA it is a product, and a sum over a group: cuDNN's grouped convolutions take many times as long, their gradients above all.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+        super().__init__(in_channels, out_channels, 1, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, I, J, K) -> (N, out_channels, I, J, K)."""
+        if not x.is_cuda or self.groups not in (self.in_channels, self.out_channels):
+            return super().forward(x)
+        return self.apart(x)
+
+    def apart(self, x: Tensor) -> Tensor:
+        """The same without a convolution, on any device."""
+        weight, bias = self.weight, cast(Tensor, self.bias)
+        if torch.is_autocast_enabled("cuda"):
+            x, weight, bias = (t.to(torch.get_autocast_dtype("cuda")) for t in (x, weight, bias))
+        products: Tensor = x.reshape(len(x), self.groups, -1, *x.shape[2:]) * weight.view(self.groups, -1, 1, 1, 1)
+        y = products.flatten(1, 2) if self.groups == self.in_channels else products.sum(2)
+        return y + bias.view(-1, 1, 1, 1)
 
 
 class DropPath(nn.Module):

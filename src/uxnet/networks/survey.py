@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from uxnet.errors import RecipeError
+from uxnet.errors import RecipeError, UsageError
 from uxnet.networks.blocks import Triple
 from uxnet.networks.build import NETWORKS, architecture, build
 from uxnet.networks.macs import Macs, count_macs
@@ -159,7 +159,8 @@ def survey(classes: int = TABLE_1_CLASSES, in_channels: int = 1, patch: Sequence
         size: "paper" or "narrow".
 
     Raises:
-        RecipeError: for numbers or a size that cannot be, or a patch that one of the networks does not take.
+        UsageError: for numbers that cannot be.
+        RecipeError: for a size that cannot be, or a patch that one of the networks does not take.
     """
     sides = _checked(classes, in_channels, patch)
     compared = (classes, in_channels, sides, size) == (TABLE_1_CLASSES, 1, TABLE_1_PATCH, "paper")
@@ -252,10 +253,10 @@ def _counted(name: str, in_channels: int, classes: int, patch: Triple, as_json: 
 def _checked(classes: int, in_channels: int, patch: Sequence[int]) -> Triple:
     sides = tuple(patch)
     if len(sides) != 3 or not all(isinstance(side, int) and 1 <= side <= LONGEST_SIDE for side in sides):
-        raise RecipeError(f"patch: sides must be three whole numbers from 1 to {LONGEST_SIDE}, not {list(sides)}")
+        raise UsageError(f"patch: sides must be three whole numbers from 1 to {LONGEST_SIDE}, not {list(sides)}")
     for name, count in {"classes": classes, "in_channels": in_channels}.items():
         if not isinstance(count, int) or not 1 <= count <= MOST_CHANNELS:
-            raise RecipeError(f"{name}: must be a whole number from 1 to {MOST_CHANNELS}, not {count!r}")
+            raise UsageError(f"{name}: must be a whole number from 1 to {MOST_CHANNELS}, not {count!r}")
     return (sides[0], sides[1], sides[2])
 
 

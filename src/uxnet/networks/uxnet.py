@@ -32,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from uxnet.networks.blocks import (
     DepthwiseConv3d,
     DropPath,
+    GroupedPointwiseConv3d,
     LayerNorm,
     PerAxis,
     PerStage,
@@ -83,9 +84,9 @@ class ChannelScaling(nn.Module):
 
     def __init__(self, channels: int, expansion: int, *, dense: bool) -> None:
         super().__init__()
-        groups = 1 if dense else channels
-        self.expand = nn.Conv3d(channels, channels * expansion, 1, groups=groups)
-        self.reduce = nn.Conv3d(channels * expansion, channels, 1, groups=groups)
+        wide = channels * expansion
+        self.expand: nn.Module = nn.Conv3d(channels, wide, 1) if dense else GroupedPointwiseConv3d(channels, wide, channels)
+        self.reduce: nn.Module = nn.Conv3d(wide, channels, 1) if dense else GroupedPointwiseConv3d(wide, channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, I, J, K) -> the same shape."""

@@ -193,6 +193,7 @@ class Optimiser:
         check(0 < self.layer_decay <= 1, "layer_decay", "must lie within 0..1, above 0")
         check(all(self.freeze), "freeze", "an empty name would freeze everything")
         check(self.learning_rate > 0, "learning_rate", "must be above 0")
+        check(all(0 <= beta < 1 for beta in self.betas), "betas", "must lie within 0..1, below 1")
         check(self.weight_decay >= 0 and self.eps > 0, "weight_decay, eps", "must not be negative")
 
 
@@ -262,6 +263,7 @@ class Training:
             check(getattr(self, key) >= 1, key, "must be at least 1")
         for key in ("hours", "stop_after", "collapse_after"):
             check(getattr(self, key) >= 0, key, "must not be negative")
+        check(0 <= self.seed < 2**63, "seed", "must not be negative, nor 2^63 or above")
         check(self.batch % self.accumulate == 0, "accumulate", f"cannot share out a batch of {self.batch} in equal parts")
         check(self.clip_gradient >= 0 and self.absurd_gradient > 0, "clip_gradient, absurd_gradient", "must not be negative")
         check(0 <= self.ema < 1, "ema", "must lie within 0..1, below 1")

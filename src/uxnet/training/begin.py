@@ -31,7 +31,7 @@ def begin_from(
         kernels: how smaller kernels grow.
 
     Returns:
-        What became of every weight, as plain JSON values, with the model's name and hash.
+        What became of every weight, as plain JSON values, with the model's name, and the hashes of its file and of each stage's weights.
 
     Raises:
         ModelError: if the model is damaged, has other networks, or nothing of it fits.
@@ -67,6 +67,7 @@ def begin_from(
             report(Warn(f"{path.name} has other settings of {stage.network.name}: {other}"))
         stages.append(
             {
+                "weights_sha256": str(model.description["stages"][number]["sha256"]),
                 "summary": str(transfer),
                 "copied": list(transfer.copied),
                 "adapted": dict(transfer.adapted),

@@ -26,6 +26,7 @@ from uxnet.io import atomic
 from uxnet.training.engine import TrainingEngine
 
 _SCHEMA = 2
+_DAMAGE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
 
 
 @dataclass
@@ -137,7 +138,11 @@ def weights_header(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the file is missing or damaged.
     """
-    return _load(path)[1]
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(json.loads(file.metadata()["uxnet"]))
+    except _DAMAGE as error:
+        raise CheckpointError(f"{path}: the checkpoint cannot be read ({error})") from error
 
 
 def _fill(into: Mapping[str, Tensor], values: Mapping[str, Tensor], what: str) -> None:
@@ -212,7 +217,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, "pt") as file:
             header = dict(json.loads(file.metadata()["uxnet"]))
             return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118  # not a dict
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except _DAMAGE as error:
         raise CheckpointError(f"{path}: the checkpoint cannot be read ({error})") from error
 
 

@@ -132,8 +132,13 @@ class TrainingEngine:
 
     @property
     def scales_loss(self) -> bool:
-        """Whether the loss is scaled (float16): the scaler must then see every step, and skips those that are not finite itself."""
+        """Whether the loss is scaled (float16), as its small gradients would be lost."""
         return self.precision == "float16"
+
+    def skip(self) -> None:
+        """In place of a step: a scaler that saw gradients overflow, as happens now and then by design, lowers the scale."""
+        if self.scales_loss:
+            cast(Any, self.fabric.strategy.precision).scaler.update()
 
     def scaler_state(self) -> dict[str, Any]:
         """What the loss's scaler remembers, as plain values; empty without one."""
@@ -195,11 +200,6 @@ class TrainingEngine:
         tensor = torch.tensor(values, dtype=exact, device=self.device)
         dist.all_reduce(tensor)
         return [float(value) for value in tensor / self.world]
-
-    def barrier(self) -> None:
-        """Waits for all processes."""
-        if self.world > 1:
-            self.fabric.barrier()
 
 
 def whole(tensor: Tensor) -> Tensor:

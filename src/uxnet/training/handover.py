@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def hand_over(
     recipe: Recipe,
     inspection: Inspection,
     split: Fold,
-    fold: int,
+    fold: int | Literal["all"],
     trained: Sequence[Trained],
     engine: TrainingEngine,
     origin: Mapping[str, Any] | None,
@@ -89,7 +89,7 @@ def without_supervision(stage: Stage, weights: Mapping[str, Tensor], channels: i
 def _provenance(
     inspection: Inspection,
     split: Fold,
-    fold: int,
+    fold: int | Literal["all"],
     trained: Sequence[Trained],
     engine: TrainingEngine,
     origin: Mapping[str, Any] | None,
@@ -100,7 +100,7 @@ def _provenance(
         records = read_records(stage.metrics)
         validations = [r for r in records if r["kind"] == "validation" and r["step"] == stage.step]
         done = {"step": stage.step, "steps": stage.done.step, "skipped": stage.done.skipped, "seconds": round(stage.done.seconds, 1)}
-        scores = {key: validations[-1][key] for key in ("dice", "classes")} if validations else {}
+        scores = {key: validations[-1][key] for key in ("dice", "classes")} if validations and split.validation else {}
         stages.append({"training": done, "validation": scores})
     fingerprint = inspection.fingerprint.to_dict()
     return {

@@ -34,7 +34,7 @@ from uxnet.training.groups import freeze, layer_depths, parameter_groups, restin
 from uxnet.training.losses import SegmentationLoss
 from uxnet.training.schedule import learning_rate
 from uxnet.training.validate import Validation
-from uxnet.training.watch import lost_classes, lost_message, stalled
+from uxnet.training.watch import lost_classes, lost_message, stalled, stalled_message
 
 Batch = tuple[NDArray[np.float32], NDArray[Any]]
 
@@ -135,17 +135,19 @@ def fit(
         while True:
             if _validation_due(done, settings):
                 checkpoint()  # so that nothing is lost while whole cases are segmented
-                validation = _validated(network, state, validate, engine)
+                validation = _validated(network, state, validate)
                 done.validated = done.step
                 done.scores.append(validation.mean)
                 done.classes.append(validation.classes)
                 record("validation", {"step": done.step, **validation.to_dict()})
                 if validation.mean is not None and validation.mean > done.best:
                     done.best, done.best_step = validation.mean, done.step
-                    _save_best(files.best, state, engine)
+                    _save_best(files.best, state, engine, identity)
                 checkpoint()
                 _refuse_collapse(done, settings, report)
             if _finished(done, settings):
+                if done.step < settings.steps:
+                    report(Note(f"stopped early, after {done.step} of {settings.steps} steps: {stalled_message(done.scores)}"))
                 break
 
             step = done.step
@@ -155,17 +157,19 @@ def fit(
             ready.running.train()
             for module in still:
                 module.eval()
+            before = _statistics(ready.trained)
             loss = _gradient(next(batches), ready, stage, loss_of, engine, step, mirrors)
             norm = engine.gradient_norm(ready.running, ready.stepping, settings.clip_gradient)
             loss, halt = engine.mean([loss, float(hooks.stopping())])
-            # A scaled loss (float16) overflows now and then by design: its scaler skips that step and lowers the scale.
-            sane = math.isfinite(loss) and (norm < settings.absurd_gradient or (engine.scales_loss and math.isfinite(norm)))
-            if sane or engine.scales_loss:
-                ready.stepping.step()
+            sane = math.isfinite(loss) and norm < settings.absurd_gradient
             if sane:
+                ready.stepping.step()
                 _move_average(state.average, ready.trained, settings.ema, step)
                 done.skipped_in_a_row = 0
             else:
+                engine.skip()
+                for buffer, value in before:
+                    buffer.copy_(value)
                 done.skipped += 1
                 done.skipped_in_a_row += 1
                 report(Warn(f"step {step + 1} skipped: loss {loss:.3g}, gradient norm {norm:.3g} ({done.skipped} so far)"))
@@ -215,6 +219,11 @@ def _adamw(groups: list[dict[str, Any]], settings: OptimiserSettings) -> Optimiz
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
 
 
+def _statistics(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The network's buffers and what is in them: batch norms take a step's statistics up before anybody knows whether it is skipped."""
+    return [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
+
+
 def _gradient(
     batch: Batch,
     ready: Ready,
@@ -224,7 +233,33 @@ def _gradient(
     step: int,
     mirrors: Mapping[str, Any],
 ) -> float:
-    """Adds this process's part of a step's gradient up, in as many parts as the recipe says; returns its mean loss."""
+    """Adds this process's part of a step's gradient up, in as many parts as the recipe says; returns its mean loss.
+
+    Raises:
+        TrainingError: if the device has not the memory for it.
+    """
+    try:
+        return _summed(batch, ready, stage, loss_of, engine, step, mirrors)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # torch has no class of its own for a CPU that lacks memory.
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        patch = "x".join(map(str, stage.sampling.patch))
+        raise TrainingError(
+            f"stopped in step {step + 1}: {engine.device} has not the memory for {stage.training.batch} patches of {patch} voxels "
+            f"({str(error).splitlines()[0]}). Raise training.accumulate, or lower training.batch or sampling.patch"
+        ) from error
+
+
+def _summed(
+    batch: Batch,
+    ready: Ready,
+    stage: Stage,
+    loss_of: SegmentationLoss,
+    engine: TrainingEngine,
+    step: int,
+    mirrors: Mapping[str, Any],
+) -> float:
     seed, parts = stage.training.seed, stage.training.accumulate
     samples = engine.share(stage.training.batch)
     each = -(-len(samples) // parts)
@@ -275,7 +310,7 @@ def _finished(done: Progressed, settings: Training) -> bool:
     return done.step >= settings.steps or bool(settings.stop_after and stalled(done.scores) >= settings.stop_after)
 
 
-def _validated(network: nn.Module, state: State, validate: Callable[[], Validation], engine: TrainingEngine) -> Validation:
+def _validated(network: nn.Module, state: State, validate: Callable[[], Validation]) -> Validation:
     """A validation with the averaged weights in the network, and its own put back."""
     if state.network is not network:  # fsdp: what is trained lies in parts, and this network is for segmenting alone
         network.load_state_dict({key: whole(value) for key, value in (state.average or state.network.state_dict()).items()})
@@ -290,9 +325,10 @@ def _validated(network: nn.Module, state: State, validate: Callable[[], Validati
         network.load_state_dict(own)
 
 
-def _save_best(path: Path, state: State, engine: TrainingEngine) -> None:
+def _save_best(path: Path, state: State, engine: TrainingEngine, identity: str) -> None:
     weights = {key: whole(value) for key, value in (state.average or state.network.state_dict()).items()}
-    engine.first(lambda: save_weights(path, weights, {"step": state.done.best_step, "dice": state.done.best}))
+    header = {"step": state.done.best_step, "dice": state.done.best, "identity": identity}
+    engine.first(lambda: save_weights(path, weights, header))
 
 
 def _refuse_collapse(done: Progressed, settings: Training, report: Report) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +14,14 @@ import torch
 from torch import nn
 
 from uxnet.dataset.cache import CachedCase, build_cache
-from uxnet.dataset.check import Inspection, check_dataset, refuse_errors
+from uxnet.dataset.check import Inspection, check_dataset, refuse_errors, same_scans
 from uxnet.dataset.folds import Fold, split_for
 from uxnet.dataset.manifest import Case, Manifest, read_dataset
-from uxnet.errors import CheckpointError, DatasetError, RecipeError, TrainingError
+from uxnet.errors import Cancelled, CheckpointError, DatasetError, RecipeError, UxnetError
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.inference.engine_torch import TorchEngine, stage_network
 from uxnet.inference.segment import segment
-from uxnet.io import atomic, read_image, write_json, write_labels
+from uxnet.io import alone, atomic, read_geometry, read_image, read_json, write_json, write_labels
 from uxnet.labels import Label, Labels
 from uxnet.recipe import Recipe, Stage, load_recipe, recipe_to_toml
 from uxnet.training.begin import begin_from
@@ -40,7 +41,7 @@ def train(
     recipe: str | Path | Recipe,
     out: str | Path,
     *,
-    fold: int = 0,
+    fold: int | Literal["all"] = 0,
     split: str | Path | None = None,
     protocol: str | None = None,
     group_by: str | None = None,
@@ -65,7 +66,7 @@ def train(
         recipe: a name in the box, a TOML file, or a Recipe. The stages of a recipe with two are trained one after the other.
         out: the run's folder: recipe, split, inspection, metrics, curves, checkpoints and `model.uxnet` go there; what belongs to one
             of two stages lies in `stage_0` and `stage_1`.
-        fold: of the split, from 0.
+        fold: of the split, from 0; or "all": every case trains, none validates, the last weights are kept and no split is made.
         split: a file with the folds; by default `split.json` in the run's folder, made if it is not there,
             by `protocol` ("5x80-20" unless said otherwise, or "5x80-10-10").
         group_by: a pattern whose match in a case's name is its person.
@@ -88,8 +89,11 @@ def train(
         DatasetError: if the dataset has errors (all are named) or no such fold.
         RecipeError: if the recipe asks for what cannot be done.
         ModelError: if nothing of the model to begin with fits.
-        CheckpointError: if the folder holds a run and `resume` is off, or holds another run.
-        TrainingError: if the training cannot go on. If it had a good validation by then, `last_good.uxnet` holds the weights of the best.
+        CheckpointError: if the folder holds a run and `resume` is off, or holds another run, or another process trains there.
+        TrainingError: if the training cannot go on.
+        InputError: if a case can no longer be read, or a record not be written.
+        UxnetError: whatever stops the training, those above among them: if it had a good validation by then, `last_good.uxnet` holds the
+            weights of the best.
         Preempted: if `stopping` said so; with `resume` the run goes on.
     """
     recipe, out = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), Path(out)
@@ -113,43 +117,53 @@ def train(
     networks = [_fresh_network(stage, manifest) for stage in recipe.stages]
     origin = begin_from(networks, recipe, manifest, Path(init_from), init_kernels, report) if init_from else None
 
+    everyone = one.first(lambda: _every_case(recipe, manifest, report)) if fold == "all" else None
+
     def begin() -> Fold:
+        held.enter_context(alone(out / "train.lock", CheckpointError(f"{out}: another process trains there; wait for it, or stop it")))
+        _refuse_another_run(out, recipe, resume)  # again: it may have begun while this process read the dataset
         _refuse_another_beginning(out, origin)
-        chosen = _fold(manifest, inspection, Path(split or out / "split.json"), protocol, recipe.stages[0].training.seed, fold, report)
+        seed, file = recipe.stages[0].training.seed, Path(split or out / "split.json")
+        chosen = everyone or _fold(manifest, inspection, file, protocol, seed, int(fold), report)
+        for doubt in same_scans(inspection, {"train": chosen.train, "validation": chosen.validation, "test": chosen.test}):
+            report(Warn(f"{manifest.root}: {doubt}"))
         if origin is not None:
             write_json(out / "transfer.json", origin)  # before the run counts as begun: a run that is there says what it began with
         _begin(out, recipe, resume, report)
         write_json(out / "inspection.json", inspection.to_dict())
         return chosen
 
-    chosen = one.first(begin)
-    identity = _identity(recipe, manifest, chosen, origin)
-    run = _Run(recipe, manifest, chosen, out, Path(cache or out / "cache"), workers, tensorboard, stopping, identity, report)
-    trained: list[Trained] = []
+    def model(path: Path, stages: Sequence[Trained]) -> None:
+        hand_over(path, recipe, inspection, chosen, fold, stages, engines[-1], origin)
 
-    def model(path: Path) -> None:
-        one.first(lambda: hand_over(path, recipe, inspection, chosen, fold, trained, engines[-1], origin))
-
-    for network, engine in zip(networks, engines, strict=True):
-        try:
-            trained.append(_train_stage(run, network, engine, trained))
-        except TrainingError as error:
-            if len(trained) == len(networks) - 1 and (good := _last_good(run, network, engine, len(trained))):
-                trained.append(good)
-                model(out / "last_good.uxnet")
-                raise type(error)(f"{error}. The weights of step {good.step}, the best, are in {out / 'last_good.uxnet'}") from error
-            raise
-    model(out / "model.uxnet")
+    with contextlib.ExitStack() as held:
+        chosen = one.first(begin)
+        identity = _identity(recipe, manifest, chosen, origin)
+        digests = {facts.name: facts.image_sha256 for facts in inspection.fingerprint.cases}
+        run = _Run(recipe, manifest, chosen, digests, out, Path(cache or out / "cache"), workers, tensorboard, stopping, identity, report)
+        trained: list[Trained] = []
+        for network, engine in zip(networks, engines, strict=True):
+            try:
+                trained.append(_train_stage(run, network, engine, trained))
+            except Cancelled:
+                raise
+            except UxnetError as error:
+                kept = _keep_last_good(run, network, engine, trained, model)
+                if not kept:
+                    raise
+                raise type(error)(f"{error}. {kept}") from error
+        one.first(lambda: model(out / "model.uxnet", trained))
     return out / "model.uxnet"
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What all stages of a run have in common."""
+    """What all stages of a run have in common; `digests` are of the cases' images."""
 
     recipe: Recipe
     manifest: Manifest
     chosen: Fold
+    digests: Mapping[str, str]
     out: Path
     cache: Path
     workers: int
@@ -211,33 +225,67 @@ def _train_stage(run: _Run, network: nn.Module, engine: TrainingEngine, before: 
     with Showing(files.folder, run.recipe.name, stage.training, labels, seen, run.tensorboard, run.report) as showing:
         hooks = Hooks(run.report, run.stopping, showing.record)
         done, last = fit(network, cached, score, stage=stage, hooks=hooks, **common)
-    best = stage.training.keep == "best" and files.best.exists()
+    # What an earlier run left there is not this one's best.
+    best = stage.training.keep == "best" and done.best_step > 0 and files.best.exists()
     weights = load_weights_file(files.best) if best else last
     network.load_state_dict(weights)
     return Trained(stage, done, done.best_step if best else done.step, weights, files.metrics, engines[-1])
 
 
+def _keep_last_good(
+    run: _Run, network: nn.Module, engine: TrainingEngine, before: Sequence[Trained], model: Callable[[Path, Sequence[Trained]], None]
+) -> str:
+    """Writes the weights of the best validation of a run that had to be stopped, and says so; says nothing where there is none.
+
+    The first process does it alone: what stopped it may have stopped no other, and they may be waiting for something else.
+    """
+    path = run.out / "last_good.uxnet"
+    if engine.rank != 0 or len(before) < len(run.recipe.stages) - 1:
+        return ""
+    try:
+        good = _last_good(run, network, engine, len(before))
+        if good is None:
+            return ""
+        model(path, [*before, good])
+    except (UxnetError, OSError) as error:
+        # On a full disk this fails, too; what stopped the run is what has to be said.
+        run.report(Warn(f"{path}: the weights of the best validation could not be written there ({error})"))
+        return ""
+    return f"The weights of step {good.step}, the best, are in {path}"
+
+
 def _last_good(run: _Run, network: nn.Module, engine: TrainingEngine, number: int) -> Trained | None:
-    """The weights of the best validation of a stage that had to be stopped; None where there was none."""
+    """The weights of the best validation of a stage that had to be stopped; None where there was none in this run."""
     files = run.files(number)
-    if not files.best.exists():
+    if not files.best.exists() or (header := weights_header(files.best)).get("identity") != run.identity:
         return None
-    weights, header = load_weights_file(files.best), weights_header(files.best)
+    weights = load_weights_file(files.best)
     done = Progressed(step=int(header["step"]))
     return Trained(run.recipe.stages[number], done, done.step, weights, files.metrics, TorchEngine(network, str(engine.device)))
 
 
 def _prior_labels(run: _Run, engines: Sequence[TorchEngine]) -> dict[str, Path]:
-    """The label maps that the stages so far give the training cases; made once, they guide the next stage (RAP-Net, section 2)."""
+    """The label maps that the stages so far give the training cases; made once, they guide the next stage (RAP-Net, section 2).
+
+    Beside each is what it was made of: a case whose image or grid has changed since is segmented anew.
+    """
     number, folder = len(engines), run.files(len(engines) - 1).folder / "labels"
     paths = {name: folder / f"{name}.nii.gz" for name in run.chosen.train}
     for done, case in enumerate(run.cases(run.chosen.train), start=1):
-        if not paths[case.name].exists():
+        path, made_of = paths[case.name], {"image_sha256": run.digests[case.name]}
+        if not _made_of(path, made_of, case):
             folder.mkdir(parents=True, exist_ok=True)
             found = segment(read_image(*case.images), engines, run.recipe.stages[:number], run.manifest.labels)
-            write_labels(paths[case.name], found)
+            write_labels(path, found)
+            write_json(folder / f"{case.name}.json", made_of)
         run.report(Progress("segmenting training cases", done, len(paths)))
     return paths
+
+
+def _made_of(path: Path, made_of: Mapping[str, str], case: Case) -> bool:
+    told = path.with_name(f"{case.name}.json")
+    there = path.exists() and told.exists() and read_json(told) == made_of
+    return there and read_geometry(path).same_grid(read_geometry(case.images[0]))
 
 
 def _labels_of(stage: Stage, labels: Labels) -> Labels:
@@ -263,7 +311,8 @@ def _refuse_another_run(out: Path, recipe: Recipe, resume: bool) -> None:
         return
     if not resume:
         raise CheckpointError(f"{out}: there is a run already; go on with it by --resume, or choose another folder")
-    if load_recipe(file) != recipe:
+    # As TOML: a list in a file is as good as a tuple in a recipe of Python's.
+    if recipe_to_toml(load_recipe(file)) != recipe_to_toml(recipe):
         raise CheckpointError(f"{out}: the run there has another recipe ({file}); resume it with that one, or choose another folder")
 
 
@@ -272,18 +321,25 @@ def _refuse_another_beginning(out: Path, origin: Mapping[str, Any] | None) -> No
         return
     file = out / "transfer.json"
     there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if there.get("sha256") != (origin or {}).get("sha256"):
+    if _weights_of(there) != _weights_of(origin or {}):
         began = f"the weights of {there['model']}" if there else "fresh weights"
         raise CheckpointError(f"{out}: another run is there, which began with {began}; resume it with the same, or choose another folder")
+
+
+def _weights_of(origin: Mapping[str, Any]) -> list[str]:
+    """The hashes of the weights that a run begins with, see `begin_from`: one a stage, none for fresh ones."""
+    return [str(stage.get("weights_sha256")) for stage in origin.get("stages", [])]
 
 
 def _begin(out: Path, recipe: Recipe, resume: bool, report: Report) -> None:
     """Makes the run's folder, once it is known that there is something to train on; or tidies the one that is there."""
     file = out / "recipe.toml"
     if file.exists():
-        # What was being written when an earlier process was killed.
-        for part in out.glob("**/.*.part*"):
-            part.unlink(missing_ok=True)
+        # What was being written when an earlier process was killed. What is in the cache may be another run's, and is for `build_cache`.
+        for folder in (out, *(out / f"stage_{number}" for number in range(len(recipe.stages)))):
+            for own in (".*.part*", "checkpoints/.*.part*", "pictures/.*.part*", "labels/.*.part*"):
+                for part in folder.glob(own):
+                    part.unlink(missing_ok=True)
         return
     if resume:
         report(Note(f"{out}: nothing to resume there, a new run is started"))
@@ -299,9 +355,25 @@ def _fold(manifest: Manifest, inspection: Inspection, file: Path, protocol: str 
     return split.folds[fold]
 
 
+def _every_case(recipe: Recipe, manifest: Manifest, report: Report) -> Fold:
+    """All cases to train on, as for a model that is shipped once its settings are settled.
+
+    Raises:
+        RecipeError: if the recipe asks validations what to do.
+    """
+    for n, stage in enumerate(recipe.stages):
+        for key, asks in (("schedule.kind", stage.schedule.kind == "plateau"), ("training.stop_after", stage.training.stop_after > 0)):
+            if asks:
+                raise RecipeError(f"stages[{n}].{key}: asks the validation cases, and with fold all there are none; change it by --set")
+    report(Note("all cases train and none validates: the last weights are kept, and nothing here says how good they are"))
+    return Fold(tuple(sorted(case.name for case in manifest.cases)), (), ())
+
+
 def _identity(recipe: Recipe, manifest: Manifest, fold: Fold, origin: Mapping[str, Any] | None) -> str:
     """A hash of what decides the weights: the recipe, the labels, the cases on each side, and the weights to begin with."""
-    text = json.dumps([recipe_to_toml(recipe), manifest.labels.to_dict(), fold.train, fold.validation, *([origin] if origin else [])])
+    # Whose weights, and which of them were made to fit how: the model's file may have another name by now.
+    begun = [[_weights_of(origin), [stage["adapted"] for stage in origin["stages"]]]] if origin else []
+    text = json.dumps([recipe_to_toml(recipe), manifest.labels.to_dict(), fold.train, fold.validation, *begun])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

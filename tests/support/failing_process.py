@@ -1,0 +1,21 @@
+"""`uxnet ARGUMENTS`, in a process that fails while it reads the batch of its sixth step if its number is in FAILING_RANK."""
+
+import os
+import sys
+
+from uxnet.cli.main import main
+from uxnet.errors import DatasetError
+from uxnet.training import loop
+
+read_batch = loop.read_batch
+
+
+def reading(*arguments):
+    if arguments[4] == 5 and os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == os.environ["FAILING_RANK"]:
+        raise DatasetError("x.case: damaged")
+    return read_batch(*arguments)
+
+
+if __name__ == "__main__":
+    loop.read_batch = reading
+    sys.exit(main())
