@@ -224,7 +224,10 @@ def _prepared_voxels(case: Case, preparation: Preparation) -> int:
     except (VolumeError, IndexError):
         return 0
     oriented = axis_order(geometry, preparation.orientation).apply_to(geometry)
-    return int(np.prod(resampled(oriented, preparation.spacing_mm).shape if preparation.spacing_mm else oriented.shape))
+    try:
+        return int(np.prod(resampled(oriented, preparation.spacing_mm).shape if preparation.spacing_mm else oriented.shape))
+    except ValueError:  # an absurd spacing, which `prepare` refuses by the file's name
+        return 0
 
 
 def _expected(voxels: float, like: Mapping[str, NDArray[Any]], shares: NDArray[np.float64]) -> float:

@@ -98,7 +98,7 @@ class Fingerprint:
 
     @property
     def sha256(self) -> str:
-        """One digest of all voxels and names: two datasets with the same one hold the same cases."""
+        """One digest of all voxels and names; grids (spacing, affines) are not in it."""
         lines = sorted(f"{case.name} {case.image_sha256} {case.labels_sha256}" for case in self.cases)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
