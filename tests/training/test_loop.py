@@ -335,3 +335,41 @@ def test_dice_of_label_maps():
     assert scores.classes == {"a": 0.5, "b": 0.5}
     assert scores.mean == pytest.approx((1.0 + 0.25) / 2)
     assert Validation({}).mean is None
+
+
+def test_a_step_that_does_not_fit_into_memory_says_what_to_do(run, monkeypatch):
+    def greedy(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(loop, "_summed", greedy)
+    with pytest.raises(TrainingError, match=r"stopped in step 1: cpu has not the memory for 2 patches of 16x16x16 .*training\.accumulate"):
+        run(steps=2)
+
+
+def test_other_errors_of_a_step_stay_what_they_are(run, monkeypatch):
+    def wrong(*_):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(loop, "_summed", wrong)
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(steps=2)
+
+
+def test_a_skipped_step_leaves_no_trace_in_batch_norms(tmp_path, cases, tiny_recipe):
+    stage = tiny_recipe.stages[0]
+    stage = replace(stage, training=replace(stage.training, steps=5, validate_every=5, ema=0.0))
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 1), torch.nn.BatchNorm3d(4), torch.nn.Conv3d(4, 3, 1))
+    done, weights = fit(
+        network,
+        cases,
+        lambda: Validation({"x": {"a": 0.5, "b": None}}),
+        stage=stage,
+        labels=LABELS,
+        loss_of=Spoilt(stage.loss, {1: math.inf, 3: math.nan}),
+        engine=TrainingEngine("cpu", "float32"),
+        files=RunFiles(tmp_path),
+        identity="test",
+        hooks=Hooks(lambda _: None),
+    )
+    assert (done.step, done.skipped) == (5, 2)
+    assert weights["1.num_batches_tracked"] == 3
