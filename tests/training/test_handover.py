@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from uxnet.errors import CheckpointError, RecipeError
 from uxnet.model import read_model, read_weights
 from uxnet.networks.build import build
-from uxnet.recipe import Network, Sampling, Stage
+from uxnet.recipe import Network, Sampling, Stage, with_overrides
 from uxnet.training.handover import without_supervision
 from uxnet.training.run import train
 
@@ -44,3 +45,23 @@ def test_a_run_trains_with_them_and_hands_over_without(tiny_recipe, tiny_dataset
     events = []
     train(tiny_dataset, tiny_recipe, tmp_path / "next", init_from=model.path, device="cpu", report=events.append)
     assert not [e for e in events if "other settings" in getattr(e, "message", "")]
+
+
+def test_all_cases_train_and_none_validates(tiny_recipe, tiny_dataset, tmp_path):
+    events, run = [], tmp_path / "run"
+    provenance = read_model(train(tiny_dataset, tiny_recipe, run, fold="all", device="cpu", report=events.append)).provenance
+    assert provenance["split"] == {"fold": "all", "train": [f"case_{n:02d}" for n in range(10)], "validation": [], "test": []}
+    assert (provenance["training"]["step"], provenance["training"]["steps"]) == (8, 8)  # of keep = "best", too, the last
+    assert provenance["validation"] == {}
+    assert any("nothing here says how good" in getattr(e, "message", "") for e in events)
+    assert not (run / "split.json").exists()
+    assert (run / "curves.png").exists()
+    with pytest.raises(CheckpointError, match="another"):
+        train(tiny_dataset, tiny_recipe, run, fold=0, resume=True, device="cpu")
+
+
+@pytest.mark.parametrize("asks", ["schedule.kind=plateau", "training.stop_after=3"])
+def test_what_asks_validations_is_refused_where_there_are_none(tiny_recipe, tiny_dataset, tmp_path, asks):
+    with pytest.raises(RecipeError, match=asks.partition("=")[0]):
+        train(tiny_dataset, with_overrides(tiny_recipe, [asks]), tmp_path / "run", fold="all", device="cpu")
+    assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from uxnet.errors import Preempted, RecipeError
+from uxnet.errors import Preempted
 from uxnet.events import Event, Progress, Report
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def run(
     *,
     recipe: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="RUN")],
-    fold: Annotated[str, tyro.conf.arg(metavar="K|all")] = "0",
+    fold: Annotated[int | Literal["all"], tyro.conf.arg(metavar="K|all")] = 0,
     network: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")] = (),
     init_from: Annotated[Path | None, tyro.conf.arg(metavar="MODEL")] = None,
@@ -105,7 +105,7 @@ def run(
                 dataset,
                 chosen,
                 output,
-                fold=_fold(fold),
+                fold=fold,
                 split=split,
                 protocol=protocol,
                 group_by=group_by,
@@ -125,15 +125,6 @@ def run(
     finally:
         leave_processes()
     return 0
-
-
-def _fold(word: str) -> int | Literal["all"]:
-    if word == "all":
-        return "all"
-    try:
-        return int(word)
-    except ValueError as error:
-        raise RecipeError(f"--fold: must be a number or all, not {word!r}") from error
 
 
 def asked_to_leave() -> Callable[[], bool]:

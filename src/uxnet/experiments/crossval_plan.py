@@ -21,7 +21,7 @@ from uxnet.events import Report, Warn
 from uxnet.experiments.crossval_unit import Unit, rounded
 from uxnet.io import atomic
 from uxnet.model import read_model
-from uxnet.recipe import Network, Recipe, load_recipe, recipe_to_toml
+from uxnet.recipe import Network, Recipe, load_recipe, recipe_to_toml, same_recipe
 
 PROTOCOL = "5x80-10-10"
 """Of the split, where none is there or given."""
@@ -275,7 +275,7 @@ def refuse_another_recipe(path: Path, recipe: Recipe) -> None:
     Raises:
         InputError: if another one is there.
     """
-    if path.exists() and load_recipe(path) != recipe:
+    if path.exists() and not same_recipe(load_recipe(path), recipe):
         raise InputError(f"{path}: the cross-validation there has another recipe; go on with that one, or choose another folder")
 
 

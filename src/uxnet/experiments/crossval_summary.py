@@ -27,7 +27,7 @@ def write_summary(out: Path) -> None:
         "recipe": first["recipe"],
         "protocol": first["protocol"],
         **{key: first[key] for key in COMMON},
-        "missing_folds": missing_folds(out, scores),
+        "missing_folds": missing_folds(folds_of(out), scores),
         "networks": [cost(s) for s in scores],
         "comparison": None if comparison is None else to_dict(comparison),
     }
@@ -41,24 +41,29 @@ def compared(scores: Sequence[Scores]) -> Comparison | None:
     return compare(scores) if set.intersection(*(set(s.cases) for s in scores)) else None
 
 
-def missing_folds(out: Path, scores: Sequence[Scores]) -> dict[str, list[int]]:
-    """Network -> the folds of out/split.json that it has no record of; networks that have all are left out."""
-    every = range(len(read_json(out / "split.json")["folds"]))
-    missing = {s.name: [fold for fold in every if fold not in [r["fold"] for r in s.records]] for s in scores}
+def folds_of(out: Path) -> int:
+    """How many folds a cross-validation has."""
+    return len(read_json(out / "split.json")["folds"])
+
+
+def missing_folds(folds: int, scores: Sequence[Scores]) -> dict[str, list[int]]:
+    """Network -> the folds, of so many, that it has no record of; networks that have all are left out."""
+    missing = {s.name: [fold for fold in range(folds) if fold not in [r["fold"] for r in s.records]] for s in scores}
     return {name: folds for name, folds in missing.items() if folds}
 
 
 def incomplete(out: Path, scores: Sequence[Scores]) -> str:
     """What is missing, in words; empty where every network has a record of every fold."""
-    missing = missing_folds(out, scores)
+    folds = folds_of(out)
+    missing = missing_folds(folds, scores)
     if not missing:
         return ""
     alike: dict[tuple[int, ...], list[str]] = {}
-    for name, folds in missing.items():
-        alike.setdefault(tuple(folds), []).append(name)
-    told = [f"{', '.join(names)} on {_folds(folds)}" for folds, names in alike.items()]
+    for name, lacking in missing.items():
+        alike.setdefault(tuple(lacking), []).append(name)
+    told = [f"{', '.join(names)} on {_folds(lacking)}" for lacking, names in alike.items()]
     there = sorted({r["fold"] for s in scores for r in s.records})
-    return f"Not complete: {_folds(there)} of {len(read_json(out / 'split.json')['folds'])}; missing: {'; '.join(told)}."
+    return f"Not complete: {_folds(there)} of {folds}; missing: {'; '.join(told)}."
 
 
 def _folds(numbers: Sequence[int]) -> str:

@@ -28,7 +28,7 @@ from uxnet.inference.cohort import Scan, predict
 from uxnet.inference.unit import reset_peak, take_peak
 from uxnet.io import alone, read_json, write_json
 from uxnet.model import read_model
-from uxnet.recipe import Recipe, Stage
+from uxnet.recipe import Recipe
 from uxnet.records import Record, append_record, read_records
 
 DIGITS = 6
@@ -203,12 +203,14 @@ def _tested(model: Path, test: Sequence[Case], unit: Unit, place: Place, report:
 
 def _trained(model: Path, unit: Unit) -> dict[str, Any]:
     """How the training went: of two stages the sums, and of the second, which is the whole, the curve."""
-    provenance = read_model(model).provenance
+    found = read_model(model)
+    provenance = found.provenance
     stages = [stage["training"] for stage in provenance.get("stages", [{"training": provenance["training"]}])]
     folders = [unit.run] if len(stages) == 1 else [unit.run / f"stage_{n}" for n in range(len(stages))]
     records = [read_records(folder / "metrics.jsonl") for folder in folders]
     steps = sum(int(stage["steps"]) for stage in stages)
-    planned = sum(map(_planned_steps, folders, unit.recipe.stages))
+    # The model's recipe has the steps that a budget of time came to; `training.stop_after` may have ended the run before.
+    planned = sum(stage.training.steps for stage in found.recipe.stages)
     return {
         "steps": steps,
         **({"planned_steps": planned} if planned > steps else {}),
@@ -219,12 +221,6 @@ def _trained(model: Path, unit: Unit) -> dict[str, Any]:
         "precision": provenance["precision"],
         "curve": curve(records[-1]),
     }
-
-
-def _planned_steps(folder: Path, stage: Stage) -> int:
-    """How many steps a stage would have had if nothing had stopped it before: `training.stop_after` may."""
-    measured = folder / "budget.json"
-    return int(read_json(measured)["steps"]) if stage.training.hours and measured.exists() else stage.training.steps
 
 
 def seconds_a_step(records: Sequence[Record]) -> float | None:

@@ -30,7 +30,7 @@ from uxnet.io.files import sync_folder
 from uxnet.jobs import Cluster, shard, work
 from uxnet.labels import Labels
 from uxnet.model import Model, read_model
-from uxnet.records import append_record
+from uxnet.records import Record, append_record
 
 __all__ = ["Outcome", "Scan", "find_scans", "predict", "read_models"]
 
@@ -97,9 +97,10 @@ def predict(
     made_of = making(paths, crew.settings, probabilities, _table(labels.to_dict()))
     meaning = _meaning(labels, described, made_of)
     # Of all shards: each of them is to refuse what the others do.
-    call = _units(scans, out, made_of, overwrite)
+    known = read_ledger(out)
+    call = _units(scans, out, made_of, overwrite, known)
     units = call if part is None else shard(call, part)
-    _refuse(call, units, out, meaning, overwrite)
+    _refuse(call, units, out, meaning, overwrite, known)
 
     out.mkdir(parents=True, exist_ok=True)
     if _read_json(out / "labels.json") != meaning:
@@ -211,8 +212,8 @@ def _several(report: Report) -> Report:
 # ---- what is there, and what takes its place
 
 
-def _units(scans: Sequence[Scan], out: Path, made_of: Making, overwrite: bool) -> list[Unit]:
-    known, run = read_ledger(out), secrets.token_hex(4)
+def _units(scans: Sequence[Scan], out: Path, made_of: Making, overwrite: bool, known: Mapping[str, Record]) -> list[Unit]:
+    run = secrets.token_hex(4)
     endings = ["", "_probs"] if made_of.probabilities else [""]
     return [
         Unit(
@@ -228,12 +229,15 @@ def _units(scans: Sequence[Scan], out: Path, made_of: Making, overwrite: bool) -
     ]
 
 
-def _refuse(call: Sequence[Unit], units: Sequence[Unit], out: Path, meaning: Mapping[str, Any], overwrite: bool) -> None:
+def _refuse(
+    call: Sequence[Unit], units: Sequence[Unit], out: Path, meaning: Mapping[str, Any], overwrite: bool, known: Mapping[str, Record]
+) -> None:
     """Refuses, before anything is computed, what would be lost or mixed up.
 
     Args:
         call: the units of all shards.
         units: those of this one. Only of them it is known that nobody is writing their outputs.
+        known: the folder's records.
     """
     inputs = {file.resolve() for unit in call for file in unit.scan.files}
     written: dict[Path, str] = {}
@@ -256,7 +260,7 @@ def _refuse(call: Sequence[Unit], units: Sequence[Unit], out: Path, meaning: Map
     whose = "model" if there and "models" not in there else "models"
     if there is not None and not overwrite and (_table(there) != _table(meaning) or there.get(whose) != meaning[whose]):
         raise InputError(f"{labels}: speaks of another model's label maps; choose another folder, or give --overwrite")
-    strange = _of_another_table(call, out, None if there is None else _table(there), inputs)
+    strange = _of_another_table(call, out, None if there is None else _table(there), inputs, known)
     if strange:
         raise InputError(
             f"{strange[0]}: its values mean something else than this model's, and this call does not replace it ({len(strange)} such "
@@ -264,7 +268,9 @@ def _refuse(call: Sequence[Unit], units: Sequence[Unit], out: Path, meaning: Map
         )
 
 
-def _of_another_table(call: Sequence[Unit], out: Path, told: str | None, inputs: Collection[Path]) -> list[Path]:
+def _of_another_table(
+    call: Sequence[Unit], out: Path, told: str | None, inputs: Collection[Path], known: Mapping[str, Record]
+) -> list[Path]:
     """Label maps in the folder that the call leaves as they are and whose values mean something else.
 
     Args:
@@ -272,7 +278,6 @@ def _of_another_table(call: Sequence[Unit], out: Path, told: str | None, inputs:
     """
     if not out.is_dir() or not call:
         return []
-    known = read_ledger(out)
     tables = {name: record.get("table", told) for record in known.values() for name in record["outputs"]}
     replaced = {path.name for unit in call for path in unit.outputs} | {name for unit in call for name in _stale(unit)}
     table = call[0].making.table

@@ -78,6 +78,11 @@ def recipe_to_toml(recipe: Recipe) -> str:
     return tomli_w.dumps(recipe_to_dict(recipe))
 
 
+def same_recipe(a: Recipe, b: Recipe) -> bool:
+    """Whether two recipes are one as files: a list in TOML is as good as a tuple in a recipe made in Python."""
+    return recipe_to_toml(a) == recipe_to_toml(b)
+
+
 def with_network(recipe: Recipe, name: str) -> Recipe:
     """The recipe with another network in every stage, with that network's own settings: the recipe's were the other one's.
 

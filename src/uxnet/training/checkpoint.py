@@ -7,9 +7,10 @@ names the others, then takes the place of the checkpoint before: all of it is th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from uxnet.io import atomic
 from uxnet.training.engine import TrainingEngine
 
 _SCHEMA = 2
-_DAMAGE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
 
 
 @dataclass
@@ -138,11 +138,8 @@ def weights_header(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the file is missing or damaged.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(json.loads(file.metadata()["uxnet"]))
-    except _DAMAGE as error:
-        raise CheckpointError(f"{path}: the checkpoint cannot be read ({error})") from error
+    with _opened(path) as (_, header):
+        return header
 
 
 def _fill(into: Mapping[str, Tensor], values: Mapping[str, Tensor], what: str) -> None:
@@ -213,11 +210,17 @@ def _load_parts(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with _opened(path) as (file, header):
+        return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118  # not a dict
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A file of safetensors and our JSON in it; what turns out to be damaged while it is read is said by its name."""
     try:
         with safe_open(path, "pt") as file:
-            header = dict(json.loads(file.metadata()["uxnet"]))
-            return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118  # not a dict
-    except _DAMAGE as error:
+            yield file, dict(json.loads(file.metadata()["uxnet"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the checkpoint cannot be read ({error})") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from uxnet.training.groups import freeze, layer_depths, parameter_groups, restin
 from uxnet.training.losses import SegmentationLoss
 from uxnet.training.schedule import learning_rate
 from uxnet.training.validate import Validation
-from uxnet.training.watch import lost_classes, lost_message, stalled, stalled_message
+from uxnet.training.watch import lost_classes, lost_message, stalled_message, stops_early
 
 Batch = tuple[NDArray[np.float32], NDArray[Any]]
 
@@ -158,7 +158,9 @@ def fit(
             for module in still:
                 module.eval()
             before = _statistics(ready.trained)
-            loss = _gradient(next(batches), ready, stage, loss_of, engine, step, mirrors)
+            batch = next(batches)
+            with _room_for(stage, engine, step):
+                loss = _gradient(batch, ready, stage, loss_of, engine, step, mirrors)
             norm = engine.gradient_norm(ready.running, ready.stepping, settings.clip_gradient)
             loss, halt = engine.mean([loss, float(hooks.stopping())])
             sane = math.isfinite(loss) and norm < settings.absurd_gradient
@@ -224,6 +226,27 @@ def _statistics(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
     return [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
 
 
+@contextlib.contextmanager
+def _room_for(stage: Stage, engine: TrainingEngine, step: int) -> Iterator[None]:
+    """Says in a recipe's words that the device has not the memory for a step.
+
+    Raises:
+        TrainingError: if it has not.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch has a class for a device that lacks memory, and for a CPU none.
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        patch = "x".join(map(str, stage.sampling.patch))
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise TrainingError(
+            f"stopped in step {step + 1}: {engine.device} has not the memory for {stage.training.batch} patches of {patch} voxels "
+            f"({why}). Raise training.accumulate, or lower training.batch or sampling.patch"
+        ) from error
+
+
 def _gradient(
     batch: Batch,
     ready: Ready,
@@ -233,33 +256,7 @@ def _gradient(
     step: int,
     mirrors: Mapping[str, Any],
 ) -> float:
-    """Adds this process's part of a step's gradient up, in as many parts as the recipe says; returns its mean loss.
-
-    Raises:
-        TrainingError: if the device has not the memory for it.
-    """
-    try:
-        return _summed(batch, ready, stage, loss_of, engine, step, mirrors)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # torch has no class of its own for a CPU that lacks memory.
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-            raise
-        patch = "x".join(map(str, stage.sampling.patch))
-        raise TrainingError(
-            f"stopped in step {step + 1}: {engine.device} has not the memory for {stage.training.batch} patches of {patch} voxels "
-            f"({str(error).splitlines()[0]}). Raise training.accumulate, or lower training.batch or sampling.patch"
-        ) from error
-
-
-def _summed(
-    batch: Batch,
-    ready: Ready,
-    stage: Stage,
-    loss_of: SegmentationLoss,
-    engine: TrainingEngine,
-    step: int,
-    mirrors: Mapping[str, Any],
-) -> float:
+    """Adds this process's part of a step's gradient up, in as many parts as the recipe says; returns its mean loss."""
     seed, parts = stage.training.seed, stage.training.accumulate
     samples = engine.share(stage.training.batch)
     each = -(-len(samples) // parts)
@@ -307,7 +304,7 @@ def _validation_due(done: Progressed, settings: Training) -> bool:
 
 
 def _finished(done: Progressed, settings: Training) -> bool:
-    return done.step >= settings.steps or bool(settings.stop_after and stalled(done.scores) >= settings.stop_after)
+    return done.step >= settings.steps or stops_early(done.scores, settings.stop_after)
 
 
 def _validated(network: nn.Module, state: State, validate: Callable[[], Validation]) -> Validation:

@@ -23,7 +23,7 @@ from uxnet.inference.engine_torch import TorchEngine, stage_network
 from uxnet.inference.segment import segment
 from uxnet.io import alone, atomic, read_geometry, read_image, read_json, write_json, write_labels
 from uxnet.labels import Label, Labels
-from uxnet.recipe import Recipe, Stage, load_recipe, recipe_to_toml
+from uxnet.recipe import Recipe, Stage, load_recipe, recipe_to_toml, same_recipe
 from uxnet.training.begin import begin_from
 from uxnet.training.board import require_tensorboard
 from uxnet.training.budget import clock, within_budget
@@ -311,8 +311,7 @@ def _refuse_another_run(out: Path, recipe: Recipe, resume: bool) -> None:
         return
     if not resume:
         raise CheckpointError(f"{out}: there is a run already; go on with it by --resume, or choose another folder")
-    # As TOML: a list in a file is as good as a tuple in a recipe of Python's.
-    if recipe_to_toml(load_recipe(file)) != recipe_to_toml(recipe):
+    if not same_recipe(load_recipe(file), recipe):
         raise CheckpointError(f"{out}: the run there has another recipe ({file}); resume it with that one, or choose another folder")
 
 

@@ -16,7 +16,7 @@ from uxnet.recipe import Training
 from uxnet.records import Record, read_records
 from uxnet.training.board import Board, open_board
 from uxnet.training.pictures import Shown, choose_cases, keep_slice, picture, picture_due
-from uxnet.training.watch import never_found, never_found_message, stalled
+from uxnet.training.watch import never_found, never_found_message, stops_early
 from uxnet.volume import Volume
 
 
@@ -60,15 +60,14 @@ class Showing:
 
     def _validation(self, step: int) -> None:
         records = read_records(self._folder / "metrics.jsonl")
-        history = [r["classes"] for r in records if r["kind"] == "validation"]
-        if lacking := never_found(history, step / self._training.steps):
+        scored = [r for r in records if r["kind"] == "validation"]
+        if lacking := never_found([r["classes"] for r in scored], step / self._training.steps):
             self._report(Warn(never_found_message(lacking)))
         validations = -(-self._training.steps // self._training.validate_every)
-        patience = self._training.stop_after
-        last = patience > 0 and stalled([r["dice"] for r in records if r["kind"] == "validation"]) >= patience
+        last = stops_early([r["dice"] for r in scored], self._training.stop_after)
         try:
             draw_curves(self._folder / "curves.png", records, self._title)
-            if self._kept and (last or picture_due(len(history), validations)):
+            if self._kept and (last or picture_due(len(scored), validations)):
                 path = self._folder / "pictures" / f"step_{step:07d}.png"
                 kept = [self._kept[name] for name in self._chosen if name in self._kept]
                 picture(path, kept, self._labels, f"{self._title}, step {step}")

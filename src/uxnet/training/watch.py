@@ -116,6 +116,11 @@ def stalled(scores: Sequence[float | None]) -> int:
     return row
 
 
+def stops_early(scores: Sequence[float | None], stop_after: int) -> bool:
+    """Whether a run with these validations ends before its last step (`training.stop_after`; 0 for never)."""
+    return stop_after > 0 and stalled(scores) >= stop_after
+
+
 def stalled_message(scores: Sequence[float | None]) -> str:
     """A sentence on a run that `stalled`."""
     counted = [score for score in scores if score is not None]
