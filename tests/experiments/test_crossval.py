@@ -282,12 +282,35 @@ def test_other_folds_and_renamed_records_are_refused(copied, tiny_dataset, recip
     (tmp_path / "twice.json").write_text(json.dumps({"folds": [split["folds"][0]] * 2}))
     with pytest.raises(DatasetError, match=rf"twice\.json: test cases of more than one fold: case {split['folds'][0]['test'][0]}"):
         crossval(tiny_dataset, recipe, tmp_path / "new", split=tmp_path / "twice.json")
-    for fold in split["folds"]:
-        fold["test"] = []
-    (tmp_path / "none.json").write_text(json.dumps(split))
-    with pytest.raises(DatasetError, match="no test cases"):
-        crossval(tiny_dataset, recipe, tmp_path / "new", split=tmp_path / "none.json")
+    split["folds"][1]["test"] = []
+    (tmp_path / "some.json").write_text(json.dumps(split))
+    with pytest.raises(DatasetError, match="fold 1 has no test cases, and others have"):
+        crossval(tiny_dataset, recipe, tmp_path / "new", split=tmp_path / "some.json")
+    with pytest.raises(DatasetError, match="it holds a 5x80-10-10 split, but 5x80-20 is asked for"):
+        crossval(tiny_dataset, recipe, copied, protocol="5x80-20")
     assert not (tmp_path / "new").exists()
+
+
+def test_without_test_cases_validation_cases_are_scored_and_chosen_on_never(tiny_dataset, recipe, tmp_path):
+    one = {"protocol": "5x80-20", "entries": ENTRIES[1:], "jobs": 1}
+    for choice in ("training.keep=best", "training.stop_after=2", "schedule.kind=plateau"):
+        chooses = with_overrides(recipe, ["training.keep=last", choice])
+        with pytest.raises(RecipeError, match=rf"chooses on them: {choice.partition('=')[0]}"):
+            crossval(tiny_dataset, chooses, tmp_path / "cv", **one)
+    assert not (tmp_path / "cv").exists()
+    last = with_overrides(recipe, ["training.keep=last"])
+    assert [outcome.status for outcome in crossval(tiny_dataset, last, tmp_path / "cv", **one)] == ["done", "done"]
+    split = read_split(tmp_path / "cv/split.json", read_dataset(tiny_dataset))
+    for fold in (0, 1):
+        record = records(tmp_path / "cv")[f"plain-unet-fold{fold}"]
+        assert (record["protocol"], record["scored"], record["kept_step"]) == ("5x80-20", "validation", STEPS)
+        assert tuple(case["case"] for case in record["cases"]) == split.folds[fold].validation
+        # The same cases, weights and precision as in the last validation: the same Dice.
+        dice = [values["dice"] for case in record["cases"] for values in case["classes"].values() if values["dice"] is not None]
+        assert sum(dice) / len(dice) == pytest.approx(record["curve"][-1]["dice"], abs=0.02)
+    assert "those that are scored" in (tmp_path / "cv/README.md").read_text()
+    # Another call finds the folds there.
+    assert {o.status for o in crossval(tiny_dataset, last, tmp_path / "cv", **one | {"protocol": None})} == {"already"}
 
 
 def change_record(out, title, **more):
@@ -490,7 +513,7 @@ def test_an_entry_may_be_the_recipes_own_network(tiny_dataset, recipe, tmp_path)
 
     manifest, own = read_dataset(tiny_dataset), recipe.stages[0].network.settings
     inspection = check_dataset(manifest)
-    split = chosen_split(tmp_path / "split.json", None, inspection, 0, print)
+    split = chosen_split(tmp_path / "split.json", None, inspection, recipe, print)
 
     def units(*words, recipe=recipe):
         return make_units(manifest, inspection, split, recipe, tmp_path, entries_of([], words), Budget(), [0], 1, 1.0)

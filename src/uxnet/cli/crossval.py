@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   uxnet crossval Task04_Hippocampus/ --recipe hippocampus --networks uxnet,unet,swinunetr --size narrow --steps 1200 -o cv
   uxnet crossval Task04_Hippocampus/ --recipe hippocampus --networks all --size narrow --core-seconds 3600 -o cv
   uxnet crossval data/ --recipe my.toml -o cv                               the recipe's own network
+  uxnet crossval data/ --recipe my.toml --protocol 5x80-20 -o cv            every case scored, none chosen on
   uxnet crossval data/ --recipe my.toml --variant released=uxnet --variant text=uxnet:block=paper --folds 0,1 -o cv
   uxnet crossval data/ --recipe my.toml --variant scratch=recipe --variant tuned=recipe --init tuned=model.uxnet -o cv
   uxnet crossval data/ --recipe my.toml --networks uxnet,unet -o cv --shard 3/10     the third of ten jobs of an array
@@ -48,6 +49,7 @@ def run(
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto",
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None,
     split: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    protocol: Literal["5x80-10-10", "5x80-20"] | None = None,
     group_by: Annotated[str | None, tyro.conf.arg(metavar="PATTERN")] = None,
     cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     tolerance_mm: Annotated[float, tyro.conf.arg(metavar="MM")] = 1.0,
@@ -55,7 +57,7 @@ def run(
 ) -> int:
     """Train and test several networks on every fold of a dataset, on equal terms, and compare them.
 
-    Five folds of 80 % training, 10 % validation and 10 % test, by person. Cases, preparation, patches, augmentation, loss, optimiser,
+    Five folds of 80 % training, 10 % validation and 10 % test, by person, or of 80 % and 20 % (--protocol). Cases, preparation, patches, augmentation, loss, optimiser,
     schedule, seed and budget are the same for all networks. Each network on each fold is a unit: it trains in DIR/runs/NAME-foldK,
     segments the fold's test cases, which are used for nothing else, and leaves DIR/records/NAME-foldK.json with its scores, curve,
     cost and machine. DIR/README.md and DIR/summary.json are made anew from all records that are there.
@@ -88,7 +90,9 @@ def run(
         device: auto, cpu, cuda or mps. With --ray, auto is the CPU; cuda reserves a GPU for each unit.
         ray: do the units on a Ray cluster (pip install 'uxnet[ray]'): auto (the one that this machine belongs to), HOST:PORT, or
             local, which begins one on this machine. Its machines must see the same files.
-        split: a file with the folds, each with test cases of its own. By default DIR/split.json, made if it is not there.
+        split: a file with the folds. By default DIR/split.json, made if it is not there.
+        protocol: of the split that is made. 5x80-10-10, by default, tests half of all cases. 5x80-20 has no test cases: the validation
+            cases, over five folds every case, are scored, and the recipe may choose nothing on them (training.keep = "last").
         group_by: a regular expression that finds the person in a case's name. By default subjects.json in DATASET says who is who.
         cache: folder for the prepared cases, shared by all units. By default cache in DIR.
         tolerance_mm: how far apart two surfaces may lie, in mm, and still agree in the NSD.
@@ -119,6 +123,7 @@ def run(
             device=device,
             cluster=ray,
             split=split,
+            protocol=protocol,
             group_by=group_by,
             cache=cache,
             tolerance_mm=tolerance_mm,

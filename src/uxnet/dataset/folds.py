@@ -39,6 +39,11 @@ class Fold:
     validation: tuple[str, ...]
     test: tuple[str, ...]
 
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The cases that tell how good a model of this fold is: its test cases, or where it has none, those that validate."""
+        return self.test or self.validation
+
 
 @dataclass(frozen=True)
 class Split:

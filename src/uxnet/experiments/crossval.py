@@ -72,6 +72,7 @@ def cross_validate(
     device: str = "auto",
     cluster: str | None = None,
     split: str | Path | None = None,
+    protocol: str | None = None,
     group_by: str | None = None,
     cache: str | Path | None = None,
     tolerance_mm: float = 1.0,
@@ -95,8 +96,9 @@ def cross_validate(
         threads: that a unit computes with, on cores of its own where the system can.
         device: "auto", "cpu", "cuda" or "mps". On a cluster, "auto" is the CPU.
         cluster: works on this Ray cluster, see `jobs.Cluster`, with `jobs` units at a time (None: as many as it holds).
-        split: a file with the folds, whose test parts may be neither empty nor have a case in common; by default out/split.json, made by
-            `PROTOCOL`, by person.
+        split: a file with the folds, which have no test case in common; by default out/split.json. Where no fold has test cases, the
+            validation cases are scored, and nothing may be chosen on them: the last weights, no early stop, no plateau schedule.
+        protocol: of a split that is made, by person: "5x80-10-10" (None, too), or "5x80-20", without test cases.
         cache: of the prepared cases; by default out/cache. Of a recipe with two stages each unit has its own.
         tolerance_mm: of the surface Dice.
         keep_labels: keep the label maps of the test cases, in out/runs/NAME-foldK/test.
@@ -105,8 +107,9 @@ def cross_validate(
         One outcome a unit (of the part), in their order.
 
     Raises:
-        DatasetError: if the dataset has errors, or the split has no such fold, an empty test part, or a test case of two folds.
-        RecipeError: if an entry, the budget or the recipe asks for what cannot be.
+        DatasetError: if the dataset has errors, the split is of another protocol, has no such fold, test cases in some folds only, or a
+            test case of two folds.
+        RecipeError: if an entry, the budget or the recipe asks for what cannot be, or something is chosen on cases that are scored.
         InputError: if `out` holds another recipe, split or record.
         ModelError: if a model to begin with cannot be read, or is of another network.
         Cancelled: out of `report`.
@@ -125,7 +128,7 @@ def cross_validate(
     inspection = check_dataset(manifest, workers=jobs_here, report=report)
     refuse_errors(inspection)
     refuse_another_recipe(out / "recipe.toml", recipe)
-    chosen = chosen_split(out / "split.json", Path(split) if split else None, inspection, recipe.stages[0].training.seed, report)
+    chosen = chosen_split(out / "split.json", Path(split) if split else None, inspection, recipe, report, protocol)
     begin_with = Path(init_from) if init_from else None
     units = make_units(manifest, inspection, chosen, recipe, out, entries, budget or Budget(), folds, threads, tolerance_mm, begin_with)
     warn_of_seen(units, report)

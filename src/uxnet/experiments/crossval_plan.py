@@ -155,6 +155,7 @@ def make_units(
     for asked in entries or (Entry(own.name, OWN),):
         entry, changed = _known(asked, own, init_from), _with_entry(budgeted, asked)
         facts = {"name": entry.name, "network": entry.network, "settings": rounded(dict(entry.settings)), **common}
+        facts |= {} if split.folds[0].test else {"scored": "validation"}
         facts |= {"init": beginning(entry.init, entry, changed)} if entry.init else {}
         made.append((entry, changed, facts | _cost(changed, manifest, entry)))
     units = []
@@ -279,12 +280,20 @@ def refuse_another_recipe(path: Path, recipe: Recipe) -> None:
         raise InputError(f"{path}: the cross-validation there has another recipe; go on with that one, or choose another folder")
 
 
-def chosen_split(path: Path, given: Path | None, inspection: Inspection, seed: int, report: Report) -> Split:
+def chosen_split(
+    path: Path, given: Path | None, inspection: Inspection, recipe: Recipe, report: Report, protocol: str | None = None
+) -> Split:
     """The split in the cross-validation's folder, or else in the file that is given, or else a new one. Nothing is written.
 
+    Without test cases (of the protocol 5x80-20) the validation cases are scored, by a recipe that chooses nothing on them.
+
+    Args:
+        protocol: None takes that of the file that is there, or `PROTOCOL`.
+
     Raises:
-        DatasetError: as `split_for`, or if a fold has no test cases, or two have one in common.
+        DatasetError: as `split_for`, or if some folds have test cases and others not, or two score the same case.
         InputError: if another one than the given is there.
+        RecipeError: if the validation cases are scored, and the recipe chooses something on them.
     """
     manifest, file = inspection.manifest, path
     if given is not None:
@@ -293,17 +302,39 @@ def chosen_split(path: Path, given: Path | None, inspection: Inspection, seed: i
             file = given
         elif read_split(path, manifest).folds != wanted.folds:
             raise InputError(f"{path}: the cross-validation there has other folds than {given}; choose another folder")
-    protocol = None if file.exists() else PROTOCOL
-    split = split_for(manifest, file, inspection.class_presence(), protocol=protocol, seed=seed, write=False, report=report)
-    for n, fold in enumerate(split.folds):
-        if not fold.test:
-            raise DatasetError(f"{file}: fold {n} has no test cases; a cross-validation is told by cases that nothing was chosen on")
-    tested = Counter(name for fold in split.folds for name in fold.test)
-    twice = [name for name, n in tested.items() if n > 1]
+    asked = protocol or (None if file.exists() else PROTOCOL)
+    seed = recipe.stages[0].training.seed
+    split = split_for(manifest, file, inspection.class_presence(), protocol=asked, seed=seed, write=False, report=report)
+    untested = [n for n, fold in enumerate(split.folds) if not fold.test]
+    if 0 < len(untested) < len(split.folds):
+        raise DatasetError(
+            f"{file}: fold {untested[0]} has no test cases, and others have; give every fold test cases, or none "
+            "(its validation cases are then scored, and nothing is chosen on them)"
+        )
+    if untested:
+        _refuse_choices(recipe, file)
+    scored = Counter(name for fold in split.folds for name in fold.scored)
+    twice = [name for name, n in scored.items() if n > 1]
     if twice:
         # Each case has one score in the end: of two nobody could say which.
-        raise DatasetError(f"{file}: test cases of more than one fold: {some(twice)}; leave each in one of them")
+        raise DatasetError(f"{file}: {'validation' if untested else 'test'} cases of more than one fold: {some(twice)}; leave each in one")
     return split
+
+
+def _refuse_choices(recipe: Recipe, file: Path) -> None:
+    """Nothing in the recipe is chosen on validation cases, since they are scored."""
+    for stage in recipe.stages:
+        choices = {
+            'training.keep = "best" (write "last")': stage.training.keep != "last",
+            "training.stop_after (write 0)": stage.training.stop_after > 0,
+            'schedule.kind = "plateau" (write another)': stage.schedule.kind == "plateau",
+        }
+        for choice, made in choices.items():
+            if made:
+                raise RecipeError(
+                    f"{file}: no fold has test cases, so the validation cases are scored, and the recipe {recipe.name} chooses on them: "
+                    f"{choice}; change it by --set, or take folds with test cases ({PROTOCOL})"
+                )
 
 
 def publish(out: Path, recipe: Recipe, split: Split) -> None:

@@ -149,11 +149,17 @@ def equal_terms(scores: Sequence[Scores]) -> str:
     same = (
         f"The same for all networks: cases and folds (`split.json`, {first['protocol']}{kept_whole}), and of the recipe "
         f"`{first['recipe']}` (`recipe.toml`) everything but the network: preparation, patches, augmentation, loss, optimiser, schedule, "
-        f"seed. The budget of each is {spent}. The weights that are tested are those {kept}; a fold's test cases are used for "
-        "nothing else."
+        f"seed. The budget of each is {spent}. The weights that are tested are those {kept}; {_used(first)}."
     )
     begun = [_begins(s.name, s.records[0]["init"]) for s in scores if s.records[0].get("init")]
     return " ".join([same, *begun, *differences(scores)])
+
+
+def _used(record: Mapping[str, Any]) -> str:
+    """What else the cases were used for on which a record's scores rest."""
+    if record.get("scored") == "validation":
+        return "the validation cases of each fold are those that are scored: they gave its curve as well, and nothing was chosen on them"
+    return "a fold's test cases are used for nothing else"
 
 
 def _begins(name: str, init: Mapping[str, Any]) -> str:

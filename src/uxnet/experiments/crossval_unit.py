@@ -104,7 +104,7 @@ def begin(threads: int, cores: Sequence[int], device: str, report: Report) -> Pl
 
 
 def do_unit(place: Place, unit: Unit, report: Report) -> Path:
-    """Trains, segments the fold's test cases, scores them and writes the record.
+    """Trains, segments the fold's test cases (of a fold without, those that validate), scores them and writes the record.
 
     Returns:
         The record's path.
@@ -153,7 +153,7 @@ def _done(place: Place, unit: Unit, report: Report) -> Path:
         report=heard,
     )
     memory = _peaks(unit.run / "memory.json", place.device)
-    test = [unit.manifest.case(name) for name in read_split(split, unit.manifest).folds[unit.fold].test]
+    test = [unit.manifest.case(name) for name in read_split(split, unit.manifest).folds[unit.fold].scored]
     evaluation, seconds = _tested(model, test, unit, place, heard)
     trained = _trained(model, unit)
     record = {
