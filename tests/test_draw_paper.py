@@ -57,6 +57,16 @@ def test_a_single_run_has_no_band():
     assert (made.high == made.mean).all()
 
 
+def test_steep_beginnings_do_not_crowd_what_follows(tmp_path):
+    flat = [(step, 0.85 + step / 40000) for step in range(100, 1100, 100)]
+    for name, first, low, said in (("steep", 0.1, "0.85", True), ("even", 0.84, "0.8", False)):
+        bands(tmp_path / f"{name}.svg", [BandPanel("one", {"a": [[(50, first), *flat]]})])
+        texts = _texts(tmp_path / f"{name}.svg")
+        numbers = [text for text in texts if re.fullmatch(r"0\.\d+", text)]
+        assert float(numbers[0]) == float(low)
+        assert any("below an axis is cut off" in text for text in texts) == said
+
+
 def test_names_are_moved_as_little_as_possible_and_stay_within():
     assert spread_out([0.9, 0.5], 0.1, 0, 1) == pytest.approx([0.9, 0.5])
     assert spread_out([0.5, 0.5, 0.5], 0.1, 0, 1) == pytest.approx([0.6, 0.5, 0.4])

@@ -426,6 +426,20 @@ def test_figure_3_over_steps_and_over_seconds(tmp_path):
         curve_figure(tmp_path, trials_of(write_records(tmp_path / "bare", [bare])))
 
 
+def test_figure_3_is_of_the_folds_that_all_networks_have(tmp_path):
+    """A mean over other folds would be no comparison."""
+    made = [made_record("unet", 0, {"a": 0.8}), made_record("uxnet", 0, {"a": 0.9}), made_record("uxnet", 1, {"b": 0.1})]
+    text = curve_figure(tmp_path, trials_of(write_records(tmp_path / "cv", made)))[1].read_text(encoding="utf-8")
+    assert "Hippocampus (A), 1 fold" in text
+    assert "A: of the folds that all networks have (0); 3D UX-Net has more." in text
+    end = validations(made[1], "steps")[-1][1]
+    assert f"3D UX-Net  {end:.3f}" in text
+    # Without any in common, each has its own.
+    text = curve_figure(tmp_path, trials_of(write_records(tmp_path / "apart", made[::2])))[1].read_text(encoding="utf-8")
+    assert "Hippocampus (A), 2 folds" in text
+    assert "has more" not in text
+
+
 @pytest.mark.parametrize("budget", [{"steps": [200, 400]}, {"core_seconds": 100.0, "threads": 1, "validations": "included"}])
 def test_figure_3_has_no_seconds_of_a_second_stage(tmp_path, budget):
     """Its record has the steps of both stages, and the curve of the second alone."""

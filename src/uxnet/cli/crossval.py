@@ -57,10 +57,11 @@ def run(
 ) -> int:
     """Train and test several networks on every fold of a dataset, on equal terms, and compare them.
 
-    Five folds of 80 % training, 10 % validation and 10 % test, by person, or of 80 % and 20 % (--protocol). Cases, preparation, patches, augmentation, loss, optimiser,
-    schedule, seed and budget are the same for all networks. Each network on each fold is a unit: it trains in DIR/runs/NAME-foldK,
-    segments the fold's test cases, which are used for nothing else, and leaves DIR/records/NAME-foldK.json with its scores, curve,
-    cost and machine. DIR/README.md and DIR/summary.json are made anew from all records that are there.
+    Five folds of 80 % training, 10 % validation and 10 % test, by person, or of 80 % and 20 % (--protocol). Cases, preparation,
+    patches, augmentation, loss, optimiser, schedule, seed and budget are the same for all networks. Each network on each fold is a
+    unit: it trains in DIR/runs/NAME-foldK, segments the fold's test cases, which are used for nothing else, and leaves
+    DIR/records/NAME-foldK.json with its scores, curve, cost and machine. DIR/README.md and DIR/summary.json are made anew from all
+    records that are there.
 
     The same command again does what is missing: a unit that was interrupted goes on where it was, one that has a record is left as it
     is. So DIR can be filled in pieces, on different days and machines. Records of another split, recipe, dataset or budget are

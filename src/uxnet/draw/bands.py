@@ -27,6 +27,7 @@ BANDS: Mapping[str, str] = {
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
 _CONFIDENCE = 0.95
 _MANY = 25  # points of a curve that make markers a blur
+_BEGINNING = 0.25  # of the x axis: what lies lower there than all that follows may be cut off
 _LETTER_INCH = 0.07  # of 8.5 points
 _LINE_INCH = 0.165
 
@@ -92,7 +93,7 @@ def bands(
     """Panels side by side: for each network the mean over its runs with a band, and its name at the end of its curve.
 
     Colours can be told apart by the colour-blind and are a network's own in every panel. What has no stretch of x in common is drawn as
-    thin lines, a run each.
+    thin lines, a run each. Steep beginnings are cut off where showing them would crowd all that follows, and the foot of the page says so.
 
     Args:
         path: ends in .png or .svg.
@@ -109,10 +110,12 @@ def bands(
     known = list(dict.fromkeys([*names, *(name for panel in panels for name in panel.curves)]))
     longest = max(len(name) for panel in panels for name in panel.curves)
     # In inches, so that long names make the page larger and not the panels smaller.
-    panel_w, left, right = 3.9, 0.62, 0.45 + _LETTER_INCH * (longest + 7)
+    panel_w, left, right = 3.9, 0.62, 0.55 + _LETTER_INCH * (longest + 7)
     most = max(len(panel.curves) for panel in panels)
+    drawn = [_limits([s for runs in panel.curves.values() for s in map(_finite, runs) if s.size]) for panel in panels]
     said = f"Line: mean over the runs (folds). Band: {BANDS[band]}; a single run has none."
-    lines = [said, *note.splitlines()]
+    cut = ["What lies below an axis is cut off."] if any(limits.cut for limits in drawn) else []
+    lines = [said, *cut, *note.splitlines()]
     tall, head, foot = max(2.9, _LINE_INCH * (most + 1)), 0.36 + (0.34 if title else 0), 0.58 + 0.16 * len(lines)
     width, height = len(panels) * (left + panel_w + right), head + tall + foot
     with blank_figure(path, (width, height)) as figure:
@@ -123,7 +126,7 @@ def bands(
             axes = figure.add_axes((x / width, foot / height, panel_w / width, tall / height))
             label = f"{chr(ord('a') + n)}) {panel.title}" if len(panels) > 1 else panel.title
             axes.set_title(label, loc="left", fontsize=10, color=INK, pad=6)
-            _draw(axes, panel, known, band, strong, tall)
+            _draw(axes, panel, known, band, strong, tall, drawn[n])
             axes.set_xlabel(xlabel)
             axes.set_ylabel(ylabel if n == 0 else "")
             plain_axes(axes)
@@ -139,10 +142,31 @@ class _End:
     style: Mapping[str, Any]
 
 
-def _draw(axes: Any, panel: BandPanel, known: Sequence[str], band: Band, strong: str, tall_inch: float) -> None:
+@dataclass(frozen=True)
+class _Limits:
+    """The axes of a panel: x from 0 to `right`, y from `low` to `high`; `cut` says that something lies below."""
+
+    right: float
+    low: float
+    high: float
+    cut: bool
+
+
+def _limits(series: Sequence[Numbers]) -> _Limits:
+    """All that is there, in tenths; where the beginnings alone would take more than half of the height, what follows them."""
+    every = np.concatenate(series) if series else np.array([[1.0, 0.0], [1.0, 1.0]])
+    right, lowest, highest = float(every[:, 0].max()), float(every[:, 1].min()), float(every[:, 1].max())
+    late = every[every[:, 0] >= _BEGINNING * right, 1].min()
+    cut = bool(highest - late < (highest - lowest) / 2)
+    in_all, parts = (float(late), 20) if cut else (lowest, 10)
+    low = max(0.0, np.floor(in_all * parts) / parts)
+    high = min(1.0, max(low + 1 / parts, np.ceil(highest * parts + 1e-9) / parts))
+    return _Limits(right * 1.02 or 1.0, low, high, lowest < low)
+
+
+def _draw(axes: Any, panel: BandPanel, known: Sequence[str], band: Band, strong: str, tall_inch: float, limits: _Limits) -> None:
     """The curves of a panel, the strong one on top, and their names at its right edge."""
     ends: dict[str, _End] = {}
-    seen: list[Numbers] = []
     for name, runs in panel.curves.items():
         turn, place = divmod(known.index(name), len(CYCLE))
         style = {"color": CYCLE[place], "linestyle": _DASHES[turn % len(_DASHES)]}
@@ -153,20 +177,15 @@ def _draw(axes: Any, panel: BandPanel, known: Sequence[str], band: Band, strong:
                 axes.plot(s[:, 0], s[:, 1], linewidth=0.7, alpha=0.8, zorder=top, **style)
             if alone:
                 ends[name] = _End(float(max(s[-1, 0] for s in alone)), _mean([float(s[-1, 1]) for s in alone]), style)
-            seen += alone
             continue
         if made.runs > 1:
             axes.fill_between(made.x, made.low, made.high, color=CYCLE[place], alpha=0.14, linewidth=0, zorder=top - 1)
         marker = {"marker": "o", "markersize": 3.2} if made.x.size <= _MANY else {}
         axes.plot(made.x, made.mean, linewidth=2.4 if name == strong else 1.5, zorder=top, **style, **marker)
         ends[name] = _End(float(made.x[-1]), float(made.mean[-1]), style)
-        seen += [np.stack([made.x, edge], axis=1) for edge in (made.low, made.high)]
-    every = np.concatenate(seen) if seen else np.array([[1.0, 0.0], [1.0, 1.0]])
-    low = max(0.0, float(np.floor(every[:, 1].min() * 10) / 10))
-    high = min(1.0, max(low + 0.1, float(np.ceil(every[:, 1].max() * 10 + 1e-9) / 10)))
-    axes.set_ylim(low, high)
-    axes.set_xlim(0, float(every[:, 0].max()) * 1.02 or 1.0)
-    _name_ends(axes, ends, low, high, tall_inch)
+    axes.set_ylim(limits.low, limits.high)
+    axes.set_xlim(0, limits.right)
+    _name_ends(axes, ends, limits.low, limits.high, tall_inch)
 
 
 def _name_ends(axes: Any, ends: Mapping[str, _End], low: float, high: float, tall_inch: float) -> None:
@@ -174,7 +193,8 @@ def _name_ends(axes: Any, ends: Mapping[str, _End], low: float, high: float, tal
     left, right = axes.get_xlim()
     order = sorted(ends, key=lambda name: -ends[name].y)
     places = spread_out([ends[name].y for name in order], _LINE_INCH / tall_inch * (high - low), low, high)
-    turn, begin, text = (right + (right - left) * share for share in (0.04, 0.075, 0.085))
+    # Samples long enough that dashes show.
+    turn, begin, text = (right + (right - left) * share for share in (0.04, 0.1, 0.11))
     for name, place in zip(order, places, strict=True):
         end = ends[name]
         axes.plot((end.x, turn), (end.y, place), color=end.style["color"], linewidth=0.8, clip_on=False, zorder=1)

@@ -26,7 +26,7 @@ NO_RECORDS = "a figure needs records of uxnet crossval: give a cross-validation'
 
 
 def curve_figure(folder: Path, trials: Sequence[Trial], *, over: Over = "steps", band: Band = "range", note: str = "") -> list[Path]:
-    """Figure 3: the mean validation Dice of each network, a panel a cross-validation, with a band over folds.
+    """Figure 3: the mean validation Dice of each network, a panel a cross-validation, with a band over the folds that all networks have.
 
     Args:
         folder: gets figure3.png and figure3.svg.
@@ -39,12 +39,18 @@ def curve_figure(folder: Path, trials: Sequence[Trial], *, over: Over = "steps",
     """
     if not trials:
         raise InputError(NO_RECORDS)
-    panels = []
+    panels, shares = [], []
     for trial in trials:
         titles = network_titles(trial.scores)
-        curves = {titles[s.name]: [validations(record, over) for record in s.records] for s in trial.scores}
-        folds = sorted({len(runs) for runs in curves.values()})
-        counted = f"{folds[0]} fold{'' if folds[0] == 1 else 's'}" if len(folds) == 1 else f"{folds[0]} to {folds[-1]} folds"
+        folds = shared_folds(trial.scores)
+        curves = {titles[s.name]: [validations(r, over) for r in s.records if r["fold"] in folds] for s in trial.scores}
+        more = [titles[s.name] for s in trial.scores if {int(r["fold"]) for r in s.records} > set(folds)]
+        if more:
+            have = "has" if len(more) == 1 else "have"
+            shares.append(
+                f"{trial.letter}: of the folds that all networks have ({', '.join(map(str, folds))}); {', '.join(more)} {have} more."
+            )
+        counted = f"{len(folds)} fold{'' if len(folds) == 1 else 's'}"
         panels.append(BandPanel(f"{trial.dataset} ({trial.letter}), {counted}", {n: runs for n, runs in curves.items() if any(runs)}))
     if not any(panel.curves for panel in panels):
         raise InputError("none of the records has a validation that was timed" if over == "seconds" else "none of the records has a curve")
@@ -62,11 +68,17 @@ def curve_figure(folder: Path, trials: Sequence[Trial], *, over: Over = "steps",
             xlabel="step" if over == "steps" else "core-seconds of training",
             band=band,
             title="Validation curves",
-            note="\n".join(filter(None, (said, told, note))),
+            note="\n".join(filter(None, (said, *shares, told, note))),
             strong=STRONG,
             names=names,
         )
     return paths
+
+
+def shared_folds(scores: Sequence[Scores]) -> list[int]:
+    """The folds that all networks have a record of: means over others are no comparison. Where they have none in common, all folds."""
+    folds = [{int(record["fold"]) for record in s.records} for s in scores]
+    return sorted(set.intersection(*folds) or set.union(*folds))
 
 
 def validations(record: Mapping[str, Any], over: Over) -> list[tuple[float, float]]:
