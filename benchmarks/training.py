@@ -93,7 +93,8 @@ def loop_steps(
     settings = stage.optimiser
 
     def optimiser_of(trained: torch.nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(trained.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        fused = None if monai else True  # as torch has it by itself, and as `fit` has it
+        return torch.optim.AdamW(trained.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
 
     if monai:
         from monai.losses import DiceCELoss

@@ -2,7 +2,7 @@ import tomllib
 
 import pytest
 
-from uxnet.errors import RecipeError
+from uxnet.errors import RecipeError, UsageError
 from uxnet.recipe import (
     Augmentation,
     Intensity,
@@ -224,7 +224,7 @@ def test_overrides_reach_one_stage_or_the_recipe_and_the_last_one_counts():
     ],
 )
 def test_wrong_overrides_are_named(override, says):
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(UsageError) as caught:
         with_overrides(TWO, [override])
     assert says in str(caught.value)
 

@@ -50,12 +50,12 @@ def test_what_is_wrong_is_said_before_anything_begins(tiny_dataset, tmp_path, ca
     for more, code, words in (
         (["--folds", "x"], 2, "--folds 'x'"),
         (["--folds", "5"], 1, "folds 0 to 4"),
-        (["--networks", "unet,unet"], 1, "two networks are called unet"),
+        (["--networks", "unet,unet"], 2, "two networks are called unet"),
         (["--networks", "vnet"], 1, "there is no network 'vnet'"),
-        (["--variant", "a=unet:widths"], 1, "is no variant"),
-        (["--networks", "unet", "--steps", "5", "--core-seconds", "5"], 1, "not of both"),
+        (["--variant", "a=unet:widths"], 2, "is no variant"),
+        (["--networks", "unet", "--steps", "5", "--core-seconds", "5"], 2, "not of both"),
         (["--networks", "unet", "--size", "narrow", "--shard", "3/2"], 2, "is no shard"),
-        (["--threads", "0"], 1, "at least 1"),
+        (["--threads", "0"], 2, "at least 1"),
     ):
         assert run(*common, *more, "--device", "cpu", "--jobs", "1") == code
         assert words in capsys.readouterr().err, more

@@ -20,7 +20,7 @@ from place_units import seen
 
 from uxnet.dataset.folds import read_split
 from uxnet.dataset.manifest import read_dataset
-from uxnet.errors import Cancelled, DatasetError, InputError, ModelError, RecipeError, UxnetError
+from uxnet.errors import Cancelled, DatasetError, InputError, ModelError, RecipeError, UsageError, UxnetError
 from uxnet.events import Note, Progress, Warn
 from uxnet.experiments.crossval import Budget, Entry, cross_validate, entries_of, with_beginnings
 from uxnet.experiments.crossval_plan import _with_budget
@@ -295,7 +295,7 @@ def test_without_test_cases_validation_cases_are_scored_and_chosen_on_never(tiny
     one = {"protocol": "5x80-20", "entries": ENTRIES[1:], "jobs": 1}
     for choice in ("training.keep=best", "training.stop_after=2", "schedule.kind=plateau"):
         chooses = with_overrides(recipe, ["training.keep=last", choice])
-        with pytest.raises(RecipeError, match=rf"chooses on them: {choice.partition('=')[0]}"):
+        with pytest.raises(RecipeError, match=rf"stages\[0\]\.{choice.partition('=')[0]}: asks the validation cases, which are scored"):
             crossval(tiny_dataset, chooses, tmp_path / "cv", **one)
     assert not (tmp_path / "cv").exists()
     last = with_overrides(recipe, ["training.keep=last"])
@@ -378,6 +378,8 @@ def test_a_cluster_computes_on_gpus_only_if_they_are_asked_for(copied, tiny_data
         outcomes = crossval(tiny_dataset, recipe, copied, cluster="auto", device=device, jobs=None, report=heard.append)
         assert {o.status for o in outcomes} == {"already"}
         assert any(isinstance(e, Warn) and "--device cuda" in e.message for e in heard) == warned
+    with pytest.raises(UsageError, match="cuda:1: on a Ray cluster"):
+        crossval(tiny_dataset, recipe, copied, cluster="auto", device="cuda:1", jobs=None)
 
 
 # ---- budgets, entries, places
@@ -406,7 +408,7 @@ def test_a_budget_is_put_into_every_stage(recipe):
     assert (changed.stages[0].training.steps, changed.stages[0].training.hours, said) == (7, 0, {"steps": [7]})
     assert _with_budget(recipe, Budget(), 1)[1] == {"steps": [8]}
     for wrong in (Budget(1, 1), Budget(steps=0), Budget(core_seconds=0), Budget(steps=-1)):
-        with pytest.raises(RecipeError, match="budget"):
+        with pytest.raises(UsageError, match="budget"):
             _with_budget(recipe, wrong, 1)
     with pytest.raises(RecipeError, match="hours"):
         _with_budget(with_overrides(recipe, ["training.hours=1"]), Budget(), 1)
@@ -418,7 +420,7 @@ def test_entries_from_words():
     assert other == Entry("uxnet-k9", "uxnet", {"size": "paper", "kernel": [9, 9, 7], "block": "paper", "layer_scale": 0.5})
     assert entries_of([], ["mine=recipe", "wide=recipe:hidden=16"]) == (Entry("mine", "recipe"), Entry("wide", "recipe", {"hidden": 16}))
     for wrong in (["x"], ["x="], ["x=uxnet:kernel"], ["a/b=uxnet"], ["=uxnet"], ["unet=uxnet"]):
-        with pytest.raises(RecipeError):
+        with pytest.raises(UsageError):
             entries_of(["unet"], wrong)
 
 
@@ -541,7 +543,7 @@ def test_models_to_begin_with_that_cannot_be(whole, tiny_dataset, recipe, tmp_pa
     assert with_beginnings(ENTRIES, [f"uxnet={model}"])[0].init == model
     assert with_beginnings(ENTRIES, [])[0].init is None
     for wrong in ("uxnet", "uxnet=", "other=x.uxnet"):
-        with pytest.raises(RecipeError):
+        with pytest.raises(UsageError):
             with_beginnings(ENTRIES, [wrong])
     for entry, path, said in (
         (ENTRIES[1], model, "its network is uxnet, that of plain-unet is unet"),

@@ -21,7 +21,7 @@ from typing import Literal
 from uxnet.dataset.cache import build_cache
 from uxnet.dataset.check import check_dataset, refuse_errors
 from uxnet.dataset.manifest import read_dataset
-from uxnet.errors import Cancelled, RecipeError
+from uxnet.errors import Cancelled, UsageError
 from uxnet.evaluation.metrics import check_settings
 from uxnet.events import Event, Note, Progress, Report, Warn, silent
 from uxnet.experiments.crossval_plan import (
@@ -109,18 +109,20 @@ def cross_validate(
     Raises:
         DatasetError: if the dataset has errors, the split is of another protocol, has no such fold, test cases in some folds only, or a
             test case of two folds.
-        RecipeError: if an entry, the budget or the recipe asks for what cannot be, or something is chosen on cases that are scored.
+        RecipeError: if an entry or the recipe asks for what cannot be, or something is chosen on cases that are scored.
+        UsageError: if jobs, threads or the budget cannot be.
         InputError: if `out` holds another recipe, split or record.
         ModelError: if a model to begin with cannot be read, or is of another network.
         Cancelled: out of `report`.
     """
     if threads < 1 or (jobs is not None and jobs < 1):
-        raise RecipeError(f"jobs and threads must be at least 1, not {jobs} and {threads}")
+        raise UsageError(f"jobs and threads must be at least 1, not {jobs} and {threads}")
     check_settings(tolerance_mm, "skip")
     if cluster is not None and device == "auto":
         # What its machines have is not known here, and a GPU that is not asked for is not reserved.
         report(Warn("on a cluster, units compute on CPUs unless a GPU is asked for, which is then reserved for each: --device cuda"))
         device = "cpu"
+    ray = None if cluster is None else Cluster.computing_on(device, cluster, threads)
     recipe, out = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), Path(out).absolute()
     manifest = read_dataset(Path(dataset).absolute(), group_by=group_by)
     # Of a cluster's devices this machine may have none.
@@ -146,7 +148,6 @@ def cross_validate(
         build_cache(cases, recipe.stages[0].prepare, manifest.labels, shared, workers=jobs_here, report=report)
     if outcomes:
         report(Note(f"{len(outcomes)} of {len(mine)} units were done already"))
-    ray = None if cluster is None else Cluster(cluster, cpus=threads, gpus=1 if device.startswith("cuda") else 0)
     crew = _on_cluster(todo, ray, jobs or 0, threads, device, report) if ray else _here(todo, jobs_here, threads, device, report)
     with closing(crew) as finished:
         for done in finished:

@@ -15,7 +15,7 @@ from typing import Any
 from uxnet.dataset.check import Inspection
 from uxnet.dataset.folds import Split, read_split, split_for, write_split
 from uxnet.dataset.manifest import Manifest, some
-from uxnet.errors import DatasetError, InputError, ModelError, RecipeError
+from uxnet.errors import DatasetError, InputError, ModelError, RecipeError, UsageError
 from uxnet.evaluation.scores import COMMON, read_record, record_files
 from uxnet.events import Report, Warn
 from uxnet.experiments.crossval_unit import Unit, rounded
@@ -65,23 +65,23 @@ def entries_of(networks: Sequence[str], variants: Sequence[str] = (), size: str 
         size: "paper" or "narrow", of all others that do not set it.
 
     Raises:
-        RecipeError: if one cannot be read, or two have the same name.
+        UsageError: if one cannot be read, or two have the same name.
     """
     entries = [Entry(name, name, {"size": size}) for name in networks]
     for variant in variants:
         name, equals, rest = variant.partition("=")
         network, *pairs = rest.split(":")
         if not equals or not network or not all("=" in pair for pair in pairs):
-            raise RecipeError(f"{variant!r} is no variant; write NAME=NETWORK:KEY=VALUE, such as uxnet-k9=uxnet:kernel=9")
+            raise UsageError(f"{variant!r} is no variant; write NAME=NETWORK:KEY=VALUE, such as uxnet-k9=uxnet:kernel=9")
         settings = {key.strip(): _toml_value(value.strip()) for key, _, value in (pair.partition("=") for pair in pairs)}
         usual = {} if network.strip() == OWN else {"size": size}
         entries.append(Entry(name.strip(), network.strip(), {**usual, **settings}))
     names = [entry.name for entry in entries]
     for n, name in enumerate(names):
         if not _NAME.fullmatch(name):
-            raise RecipeError(f"{name!r} is no name for a network here: letters, digits, '.', '_' and '-' (it becomes part of file names)")
+            raise UsageError(f"{name!r} is no name for a network here: letters, digits, '.', '_' and '-' (it becomes part of file names)")
         if name in names[:n]:
-            raise RecipeError(f"two networks are called {name}; give one of them another name by a variant")
+            raise UsageError(f"two networks are called {name}; give one of them another name by a variant")
     return tuple(entries)
 
 
@@ -92,16 +92,16 @@ def with_beginnings(entries: Sequence[Entry], models: Sequence[str]) -> tuple[En
         models: NAME=MODEL, the name of an entry and a file.
 
     Raises:
-        RecipeError: if one cannot be read, or names no entry.
+        UsageError: if one cannot be read, or names no entry.
     """
     given: dict[str, Path] = {}
     for word in models:
         name, equals, path = word.partition("=")
         if not equals or not path.strip():
-            raise RecipeError(f"{word!r}: write NAME=MODEL, such as finetuned=runs/synthetic/model.uxnet")
+            raise UsageError(f"{word!r}: write NAME=MODEL, such as finetuned=runs/synthetic/model.uxnet")
         if name.strip() not in {entry.name for entry in entries}:
             there = ", ".join(entry.name for entry in entries) or "none; name them by --networks or --variant"
-            raise RecipeError(f"{word!r}: no network here is called {name.strip()!r}; there are: {there}")
+            raise UsageError(f"{word!r}: no network here is called {name.strip()!r}; there are: {there}")
         given[name.strip()] = Path(path.strip())
     return tuple(replace(entry, init=given.get(entry.name, entry.init)) for entry in entries)
 
@@ -129,7 +129,8 @@ def make_units(
     Raises:
         DatasetError: if the split has no such fold.
         ModelError: if a model to begin with cannot be read, or is of another network.
-        RecipeError: if a network cannot be built or does not take the recipe's patch, or the budget cannot be.
+        RecipeError: if a network cannot be built or does not take the recipe's patch, or the recipe's budget cannot be.
+        UsageError: if the given budget cannot be.
     """
     own = recipe.stages[-1].network
     chosen = range(len(split.folds)) if folds is None else list(dict.fromkeys(folds))
@@ -213,9 +214,9 @@ def warn_of_seen(entries: Sequence[Unit], report: Report) -> None:
 def _with_budget(recipe: Recipe, budget: Budget, threads: int) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with the budget put in, and the budget as records say it."""
     if budget.steps is not None and budget.core_seconds is not None:
-        raise RecipeError("a budget is of steps or of core-seconds, not of both")
+        raise UsageError("a budget is of steps or of core-seconds, not of both")
     if min(budget.steps or 1, budget.core_seconds or 1) <= 0 or budget.steps == 0 or budget.core_seconds == 0:
-        raise RecipeError("a budget must be above 0")
+        raise UsageError("a budget must be above 0")
     changes: dict[str, Any] = {"hours": 0.0}
     if budget.core_seconds is not None:
         changes = {"hours": budget.core_seconds / threads / 3600 / len(recipe.stages)}
@@ -323,18 +324,12 @@ def chosen_split(
 
 def _refuse_choices(recipe: Recipe, file: Path) -> None:
     """Nothing in the recipe is chosen on validation cases, since they are scored."""
-    for stage in recipe.stages:
-        choices = {
-            'training.keep = "best" (write "last")': stage.training.keep != "last",
-            "training.stop_after (write 0)": stage.training.stop_after > 0,
-            'schedule.kind = "plateau" (write another)': stage.schedule.kind == "plateau",
-        }
-        for choice, made in choices.items():
-            if made:
-                raise RecipeError(
-                    f"{file}: no fold has test cases, so the validation cases are scored, and the recipe {recipe.name} chooses on them: "
-                    f"{choice}; change it by --set, or take folds with test cases ({PROTOCOL})"
-                )
+    for n, stage in enumerate(recipe.stages):
+        for key in stage.asks_validation:
+            raise RecipeError(
+                f"stages[{n}].{key}: asks the validation cases, which are scored, since no fold of {file} has test cases; change it by "
+                f"--set, or take folds with test cases ({PROTOCOL})"
+            )
 
 
 def publish(out: Path, recipe: Recipe, split: Split) -> None:

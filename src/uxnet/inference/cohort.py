@@ -76,6 +76,7 @@ def predict(
             also with `overwrite`, if their values mean something else and the call does not replace all of them.
         ModelError, DeviceError: if the models cannot be loaded, or do not belong together.
         RecipeError: if the settings ask for what the recipe does not say.
+        UsageError: if a GPU of a cluster is asked for by its number.
     """
     settings = models.settings if isinstance(models, Segmenter) else settings or Settings()
     paths = [models.model.path] if isinstance(models, Segmenter) else list(models)
@@ -155,7 +156,7 @@ def _crew(models: Segmenter | Sequence[Path], settings: Settings, workers: int |
         raise InputError(f"{workers} workers: give 0 to work in this process, or the number of processes")
     if cluster is not None:
         settings = replace(settings, threads=settings.threads or _CLUSTER_THREADS)
-        asked = Cluster(cluster, settings.threads, 1 if settings.device.startswith("cuda") else 0)
+        asked = Cluster.computing_on(settings.device, cluster, settings.threads)
         workers = workers or 0
     else:
         asked = None

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from uxnet.errors import UxnetError
+from uxnet.errors import UsageError, UxnetError
 from uxnet.events import Event, Progress, Report
 from uxnet.jobs.unit import Bench, Done, Lost, Reply, Task, dealt
 
@@ -32,6 +32,17 @@ class Cluster:
     address: str = "auto"
     cpus: int = 1
     gpus: float = 0
+
+    @classmethod
+    def computing_on(cls, device: str, address: str, cpus: int) -> Cluster:
+        """Workers that compute on a device, by torch's name; "cuda" reserves a GPU for each.
+
+        Raises:
+            UsageError: for a GPU with a number: the cluster chooses, and a worker sees the one that it was given as the first.
+        """
+        if device.startswith("cuda:"):
+            raise UsageError(f"--device {device}: on a Ray cluster, which GPU a worker has is the cluster's choice; write --device cuda")
+        return cls(address, cpus, gpus=1 if device == "cuda" else 0)
 
 
 @dataclass(frozen=True, eq=False)

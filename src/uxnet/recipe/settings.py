@@ -337,6 +337,16 @@ class Stage:
         i, j, k = self.inference.patch or self.sampling.patch
         return (i, j, k)
 
+    @property
+    def asks_validation(self) -> tuple[str, ...]:
+        """The keys by which the validation cases decide something: how fast to learn, when to stop, which weights to keep."""
+        asks = {
+            "schedule.kind": self.schedule.kind == "plateau",
+            "training.stop_after": self.training.stop_after > 0,
+            "training.keep": self.training.keep == "best",
+        }
+        return tuple(key for key, does in asks.items() if does)
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from uxnet.errors import RecipeError
+from uxnet.errors import RecipeError, UsageError
 from uxnet.recipe.settings import Network, Recipe, check
 
 
@@ -101,20 +101,20 @@ def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
             "training.steps", "network.settings.widths" or "stages.1.training.steps"; without "stages.N." it means every stage.
 
     Raises:
-        RecipeError: for an unknown key or a wrong value.
+        UsageError: for an unknown key or a wrong value.
     """
     data = recipe_to_dict(recipe)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise RecipeError(f"{override!r} is no override; write KEY=VALUE, for example training.steps=500")
+            raise UsageError(f"{override!r} is no override; write KEY=VALUE, for example training.steps=500")
         parts = key.strip().split(".")
         value = _toml_value(text.strip())
         if parts[0] in data and parts[0] != "stages":
             targets: list[tuple[Any, list[str]]] = [(data, parts)]
         elif parts[0] == "stages":
             if len(parts) < 3 or not parts[1].isdigit() or int(parts[1]) >= len(data["stages"]):
-                raise RecipeError(f"{key}: write stages.N.KEY with N from 0 to {len(data['stages']) - 1}")
+                raise UsageError(f"{key}: write stages.N.KEY with N from 0 to {len(data['stages']) - 1}")
             targets = [(data["stages"][int(parts[1])], parts[2:])]
         else:
             targets = [(stage, parts) for stage in data["stages"]]
@@ -122,9 +122,12 @@ def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
             for part in path[:-1]:
                 target = target.setdefault(part, {})
                 if not isinstance(target, dict):
-                    raise RecipeError(f"{key}: {part} has no keys of its own")
+                    raise UsageError(f"{key}: {part} has no keys of its own")
             target[path[-1]] = value
-    return recipe_from_dict(data)
+    try:
+        return recipe_from_dict(data)
+    except RecipeError as error:
+        raise UsageError(str(error)) from error
 
 
 def _box() -> Any:
