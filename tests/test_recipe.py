@@ -189,7 +189,7 @@ def test_overrides_reach_every_stage(override, get, value):
 )
 def test_what_numpy_or_torch_would_stumble_over_is_refused(override):
     key = override.split("=")[0].replace(".", r"\.")
-    with pytest.raises(RecipeError, match=rf"stages\[0\]\.{key}: must"):
+    with pytest.raises(UsageError, match=rf"stages\[0\]\.{key}: must"):
         with_overrides(TWO, [override])
 
 

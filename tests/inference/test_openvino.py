@@ -12,6 +12,7 @@ import torch
 
 from uxnet.errors import DeviceError, ModelError
 from uxnet.events import Warn
+from uxnet.geometry import Geometry
 from uxnet.inference import engine as choice
 from uxnet.inference.engine import load_engines
 from uxnet.inference.engine_openvino import Cache, OpenVINOEngine, key, open_engine
@@ -24,6 +25,7 @@ from uxnet.labels import Label, Labels
 from uxnet.model import read_model, write_model
 from uxnet.networks.build import NETWORKS, build
 from uxnet.recipe import recipe_from_dict
+from uxnet.volume import Volume
 
 PATCH = (16, 24, 16)
 LABELS = Labels((Label("one", 1), Label("two", 2)))
@@ -85,7 +87,10 @@ def test_two_convolutions_become_one(kernel):
 
 def test_a_model_is_converted_once_and_then_needs_no_torch(model_file, window, tmp_path):
     cache = tmp_path / "cache"
-    first = load_model(model_file, device="cpu", cache=cache).engines[0].infer(window)
+    model = load_model(model_file, device="cpu", cache=cache)
+    first = model.engines[0].infer(window).copy()
+    # Where there is bfloat16, a scan is what it is checked on, against float32.
+    model.segment(Volume(window[0], Geometry(window.shape[2:], np.diag([-1.0, 1, 1, 1]))))
     names = sorted(path.name for path in cache.iterdir())
     assert [name.split(".")[-1] for name in names].count("graph") == 1
     np.save(tmp_path / "window.npy", window)
@@ -216,7 +221,8 @@ def test_torch_takes_over_where_openvino_cannot(model_file, window, tmp_path, mo
 
     monkeypatch.setattr(choice, "open_engine", cannot)
     events = []
-    [engine] = load_engines(read_model(model_file), Settings(device="cpu", cache=tmp_path), events.append)
+    settings = Settings(device="cpu", precision="float32", cache=tmp_path)
+    [engine] = load_engines(read_model(model_file), settings, events.append)
     assert type(engine).__name__ == "TorchEngine"
     assert "cannot be converted" in events[0].message
     with pytest.raises(ModelError):
@@ -229,3 +235,19 @@ def test_several_windows_at_once_are_each_their_own(model_file, tmp_path):
     together = engine.infer(batch)
     for one, alone in zip(batch, together, strict=True):
         np.testing.assert_allclose(engine.infer(one[np.newaxis])[0], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("here", [True, False])
+@pytest.mark.parametrize("precision", ["auto", "int8"])
+def test_bfloat16_is_checked_against_what_computes_without_it(model_file, tmp_path, monkeypatch, precision, here):
+    opened = []
+    monkeypatch.setattr(choice, "bfloat16_here", lambda: here)
+    monkeypatch.setattr(choice, "open_engine", lambda model, stage, precision, **more: opened.append(precision) or precision)
+    [engine] = load_engines(read_model(model_file), Settings(device="cpu", precision=precision, cache=tmp_path))
+    exact = {"auto": "float32", "int8": "int8"}[precision]
+    if here:
+        assert isinstance(engine, Cautious)
+        assert (engine.lower, engine.exact()) == ({"auto": "bfloat16", "int8": "int8 and bfloat16"}[precision], exact)
+    else:
+        assert engine == exact
+        assert opened == [exact]

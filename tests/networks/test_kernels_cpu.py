@@ -111,6 +111,22 @@ def test_norms_give_torchs_gradients(name, shape, chunk, monkeypatch):
     held(gradients(ours, inputs, upstream), gradients(theirs, inputs, upstream), exact)
 
 
+@pytest.mark.parametrize("shape", [(2, 16, 5, 6, 7), (1, 3, 8, 8, 9), (2, 5, 2, 7, 3)])
+@pytest.mark.parametrize("name", [*NORMS, "depthwise"])
+def test_in_bfloat16_they_are_as_exact_as_torchs_in_float32_of_the_same_numbers(name, shape):
+    """Up to the rounding of what comes out and of what is kept, by which a sum near zero may change its sign: so the mean counts."""
+    ours, theirs, count = NORMS.get(name) or (*convolutions(shape[1], (3, 5, 3))[name][:2], None)
+    inputs = [some(*shape, seed=s) for s in range(count)] if count else [some(*shape), *convolutions(shape[1], (3, 5, 3))[name][2]]
+    upstream = some(*shape, seed=9).bfloat16()
+    lower = [x.bfloat16().float() for x in inputs]
+    exact = gradients(theirs, [x.double() for x in lower], upstream)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = gradients(ours, [x.bfloat16() if x.ndim == 5 and x.shape == shape else x for x in lower], upstream)
+    assert made[0].dtype == torch.bfloat16
+    for a, b in zip(made, exact, strict=True):
+        assert (a.double() - b).abs().mean() < 2**-6 * b.abs().mean() + 1e-9
+
+
 @pytest.mark.parametrize("columns", [1, 500, 1 << 19])
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -164,7 +180,7 @@ def test_only_what_is_asked_for_is_computed():
 # ---- where it is used
 
 
-def test_it_pays_only_while_training_in_float32_channels_last_on_a_cpu():
+def test_it_pays_only_while_training_in_channels_last_memory_on_a_cpu():
     x, w = some(1, 4, 3, 3, 3), some(4, 1, 3, 3, 3).requires_grad_()
     assert kernels_cpu.pays(x, w)
     assert kernels_cpu.pays(x.clone().requires_grad_())
@@ -177,6 +193,10 @@ def test_it_pays_only_while_training_in_float32_channels_last_on_a_cpu():
     assert not kernels_cpu.pays(x.bfloat16(), w)
     assert not kernels_cpu.pays(x.to("meta"), w)
     with torch.autocast("cpu", torch.bfloat16):
+        assert kernels_cpu.pays(x, w)
+        assert kernels_cpu.pays(x.bfloat16(), w)
+        assert not kernels_cpu.pays(x.double(), w)
+    with torch.autocast("cpu", torch.float16):
         assert not kernels_cpu.pays(x, w)
     with torch.no_grad():
         assert not kernels_cpu.pays(x, w)
@@ -225,13 +245,15 @@ def plain(**more):
     return NNUNet(1, 3, widths=(16, 32), deep_supervision=False, **more)
 
 
+@pytest.mark.parametrize("lower", [False, True])
 @pytest.mark.parametrize("network", [network, plain])
-def test_a_network_learns_as_exactly_as_with_torchs_kernels(network):
-    image = torch.randn(2, 1, 12, 18, 10)
+def test_a_network_learns_as_exactly_as_with_torchs_kernels(network, lower):
+    image = torch.randn(2, 1, 16, 32, 18)
     exact = step(network().double(), image.double())[1]
-    ours = step(network().to(memory_format=LAST), image)[1]
-    with mock.patch.object(kernels_cpu, "pays", return_value=False):
-        theirs = step(network().to(memory_format=LAST), image)[1]
+    with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+        ours = step(network().to(memory_format=LAST), image)[1]
+        with mock.patch.object(kernels_cpu, "pays", return_value=False):
+            theirs = step(network().to(memory_format=LAST), image)[1]
     ratios = []
     for key, wanted in exact.items():
         if wanted.norm() > 1e-9 * wanted.numel():  # what a norm behind it takes away is rounding alone

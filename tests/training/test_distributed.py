@@ -19,8 +19,9 @@ from uxnet.training import engine as engine_module
 from uxnet.training.checkpoint import Progressed, State, load_checkpoint
 from uxnet.training.engine import TrainingEngine, _launched
 
-# Drop path draws one number a sample of a batch, so that one process with two samples draws others than two with one.
-SETTINGS = ["network.settings.drop_path=0.0", "training.batch=2"]
+# Drop path draws one number a sample of a batch, so that one process with two samples draws others than two with one. In narrower
+# networks now and then an input of a leaky ReLU lies within rounding of zero, and takes the other slope.
+SETTINGS = ["network.settings.drop_path=0.0", "network.settings.widths=[16,32]", "training.batch=2"]
 
 
 @pytest.fixture(scope="module")

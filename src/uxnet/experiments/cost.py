@@ -13,7 +13,8 @@ from uxnet.dataset.manifest import Case
 from uxnet.errors import DatasetError
 from uxnet.evaluation.statistics import mean_of_counted
 from uxnet.events import Progress, Report, silent
-from uxnet.inference.segment import segment
+from uxnet.inference.precision import trusted
+from uxnet.inference.segment import make_ready, segment
 from uxnet.inference.stitch import Engine
 from uxnet.io import read_image, read_labels
 from uxnet.labels import Labels
@@ -80,12 +81,17 @@ def segment_all(
     threads: int = 1,
     report: Report = silent,
 ) -> list[Path]:
-    """The label map of every case, (1, I, J, K) values, as .npy files in a folder: many scans need more memory than one has."""
+    """The label map of every case, (1, I, J, K) values, as .npy files in a folder: many scans need more memory than one has.
+
+    Engines of a lower precision are checked as `Segmenter` checks them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    paths, stages = [], model.recipe.stages
     for done, case in enumerate(cases, start=1):
         paths.append(folder / f"{case.name}.npy")
-        np.save(paths[-1], segment(read_image(*case.images), engines, model.recipe.stages, model.labels, threads=threads).array)
+        ready = make_ready(read_image(*case.images), stages[0], threads)
+        trusted(engines[:1], ready.image, stages[0], report)
+        np.save(paths[-1], segment(ready, engines, stages, model.labels, threads=threads).array)
         report(Progress(task, done, len(cases)))
     return paths
 

@@ -60,15 +60,16 @@ def _openvino_engine(model: Model, stage: int, settings: Settings, report: Repor
     def opened(precision: str) -> Engine:
         return open_engine(model, stage, precision, threads=settings.cores, cache=cache)
 
-    if settings.precision != "auto":
+    lower, exact = {"auto": ("bfloat16", "float32"), "int8": ("int8 and bfloat16", "int8")}.get(settings.precision, (None, None))
+    if lower is None or exact is None:
         return opened(settings.precision)
     if not bfloat16_here():
-        return opened("float32")
-    name = f"{key(model, stage, 'bfloat16', 'self-check', platform.machine())}.json"
+        return opened(exact)
+    name = f"{key(model, stage, lower, 'self-check', platform.machine())}.json"
     kept = cache.read(name)
     return Cautious(
-        opened("bfloat16"),
-        lambda: opened("float32"),
+        opened(lower),
+        lambda: opened(exact),
         model.labels,
         known=None if kept is None else float(json.loads(kept)["differ"]),
         keep=lambda share: cache.write(name, json.dumps({"differ": share}).encode()),

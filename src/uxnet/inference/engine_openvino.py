@@ -27,7 +27,8 @@ from uxnet.io import atomic
 from uxnet.model import Model, read_weights
 
 _GRAPH = 1  # counts up when the same weights become another graph
-_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32", "int8 and bfloat16": "bf16"}
+_INT8 = ("int8", "int8 and bfloat16")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class OpenVINOEngine:
 
     Args:
         compiled: an `openvino.CompiledModel` of one window.
-        precision: "float32", "bfloat16" or "int8".
+        precision: one of those of `open_engine`.
     """
 
     def __init__(self, compiled: Any, precision: str) -> None:
@@ -98,7 +99,8 @@ def open_engine(model: Model, stage: int, precision: str, *, threads: int, cache
     """The engine of one stage of a model.
 
     Args:
-        precision: "float32", "bfloat16" or "int8"; int8 is a variant that the model file must hold (`uxnet quantise`).
+        precision: "float32", "bfloat16", "int8" (with float32 where nothing is quantised) or "int8 and bfloat16"; int8 is a variant that
+            the model file must hold (`uxnet quantise`).
         threads: that compute.
         cache: where what was made before is found, and what is made is kept.
 
@@ -137,7 +139,7 @@ def key(model: Model, stage: int, precision: str, *more: Any) -> str:
     The weights count by the hash that the model file declares; they are checked against it when they are read.
     """
     declared, recipe = model.description["stages"][stage], model.recipe.stages[stage]
-    variant = [v for v in model.description.get("variants", []) if v.get("precision") == precision] if precision == "int8" else []
+    variant = [v for v in model.description.get("variants", []) if v.get("precision") == "int8"] if precision in _INT8 else []
     parts = {
         "graph": _GRAPH,
         "openvino": str(quiet_openvino().__version__),
@@ -153,10 +155,10 @@ def key(model: Model, stage: int, precision: str, *more: Any) -> str:
 
 def _read_graph(core: Any, model: Model, stage: int, precision: str, cache: Cache) -> Any:
     """The graph: shipped with the model, kept in the cache, or converted by torch."""
-    if precision == "int8":
+    if precision in _INT8:
         from uxnet.model import read_variant
 
-        return _graph_of(core, *read_variant(model, precision, stage))
+        return _graph_of(core, *read_variant(model, "int8", stage))
     name = f"{key(model, stage, precision)}.graph"
     kept = cache.read(name)
     if kept is not None:

@@ -1,4 +1,4 @@
-"""Lower precision is trusted once it has been checked: on the scan's own window with most in it, against float32."""
+"""Lower precision is trusted once it has been checked: on the scan's own window with most in it, against the one that it is to replace."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Cautious:
 
     Args:
         lower: computes the windows if it is right.
-        exact: makes the engine that computes in float32.
+        exact: makes the engine that computes in float32 what `lower` does not.
         labels: what the logits' channels mean.
         known: the share that an earlier check found; None if there was none.
         keep: keeps what a check finds.
@@ -69,13 +69,16 @@ def check(engine: Cautious, window: Image, report: Report) -> None:
         exact = engine.exact()
         share = differing(engine.lower.infer(window[np.newaxis])[0], exact.infer(window[np.newaxis])[0], engine.labels, engine.guided)
         engine.keep(share)
-        report(Note(f"self-check of the lower precision: {share:.2%} of the labels differ from float32's (at most {LIMIT:.0%} may)"))
+        report(Note(f"self-check of the lower precision: {share:.2%} of the labels differ from those without it (at most {LIMIT:.0%} may)"))
     if share <= LIMIT:
         engine.chosen = engine.lower
         return
     engine.chosen = exact or engine.exact()
     report(
-        Warn(f"in the lower precision {share:.1%} of the labels differ from float32's, more than {LIMIT:.0%}: float32 is taken, and slower")
+        Warn(
+            f"in the lower precision {share:.1%} of the labels differ from those without it, more than {LIMIT:.0%}: "
+            "it is not taken, which is slower"
+        )
     )
 
 

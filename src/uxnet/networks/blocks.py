@@ -1,5 +1,5 @@
-"""The small parts that the networks share: per-axis settings, channel-first layer norm, a depthwise convolution that is right in
-every precision, and the residual convolution block of the decoder.
+"""The small parts that the networks share: per-axis settings, channel-first layer norm, convolutions that are right in every
+precision, and the residual convolution block of the decoder.
 
 Shapes are (N, C, I, J, K) throughout.
 """
@@ -156,13 +156,46 @@ class LayerNorm(nn.Module):
         return y.contiguous() if x.is_cuda and x.is_contiguous() else y
 
 
-class DepthwiseConv3d(nn.Conv3d):
-    """A depthwise convolution with "same" padding whose gradients are right in bf16 on CPUs, too.
+class CarefulConv3d(nn.Conv3d):
+    """A convolution whose weight gradient is right in bfloat16 on CPUs, too.
 
-    oneDNN's bf16 weight gradient of a depthwise convolution in channels-last memory is uninitialised memory wherever a side
-    is smaller than the kernel (torch 2.13.0; kernel 7 on 6^3 is the paper's own fourth stage). Such a call is computed in
-    contiguous float32 instead. These grids are tiny, so it costs nothing that can be measured; every other call is left as it is.
+    Where torch's is not (`kernels_cpu.hazardous`; kernel 7 on 6^3 is the paper's own fourth stage) it computes in float32. These grids
+    are tiny, so it costs nothing that can be measured; every other call is left as it is.
     """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not kernels_cpu.hazardous(input, self.kernel_size):
+            return cast(Tensor, super()._conv_forward(input, weight, bias))
+        with torch.autocast("cpu", enabled=False):
+            y: Tensor = super()._conv_forward(input.float(), weight.float(), None if bias is None else bias.float())
+        return y.to(torch.bfloat16)
+
+
+class CarefulConvTranspose3d(nn.ConvTranspose3d):
+    """The same for a transposed convolution; where kernel and stride are equal torch's is right."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(N, in_channels, I, J, K) -> (N, out_channels, ...), as `nn.ConvTranspose3d`."""
+        if self.kernel_size == self.stride or not kernels_cpu.hazardous(input, self.kernel_size):
+            return super().forward(input, output_size)
+        with torch.autocast("cpu", enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            padding: Any = self.padding
+            rest = self._output_padding(input, output_size, self.stride, padding, self.kernel_size, 3, self.dilation)  # type: ignore[arg-type]
+            y = F.conv_transpose3d(input.float(), self.weight.float(), bias, self.stride, padding, rest, self.groups, self.dilation)
+        return y.to(torch.bfloat16)
+
+
+def made_careful(network: nn.Module) -> nn.Module:
+    """The same network, whose plain convolutions are careful ones now; keys and weights stay as they are."""
+    careful: dict[type, type] = {nn.Conv3d: CarefulConv3d, nn.ConvTranspose3d: CarefulConvTranspose3d}
+    for module in network.modules():
+        module.__class__ = careful.get(type(module), type(module))
+    return network
+
+
+class DepthwiseConv3d(CarefulConv3d):
+    """A depthwise convolution with "same" padding."""
 
     def __init__(self, channels: int, kernel: PerAxis) -> None:
         k = odd_triple(kernel)
@@ -170,27 +203,10 @@ class DepthwiseConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, I, J, K) -> the same shape."""
-        if kernels_cpu.pays(x, self.weight):
-            return kernels_cpu.depthwise(x, self.weight, self.bias)
-        if not self.unsafe(x):
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.float()
-            y = F.conv3d(x.float().contiguous(), self.weight.float().contiguous(), bias, padding=self.padding, groups=self.groups)
-        # Back in the caller's precision and memory layout: the next layer then runs as if nothing had happened.
-        last = x.is_contiguous(memory_format=torch.channels_last_3d)
-        return y.to(torch.bfloat16, memory_format=torch.channels_last_3d if last else torch.contiguous_format)
-
-    def unsafe(self, x: Tensor) -> bool:
-        """Whether `x` would meet the hazard: on a CPU, computed in bf16, a side smaller than the kernel."""
-        if x.device.type != "cpu":
-            return False
-        autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        in_bf16 = x.dtype == torch.bfloat16 or (autocast and x.dtype == torch.float32)
-        return in_bf16 and any(side < k for side, k in zip(x.shape[2:], self.kernel_size, strict=True))
+        return kernels_cpu.depthwise(x, self.weight, self.bias) if kernels_cpu.pays(x, self.weight) else super().forward(x)
 
 
-class DenseConv3d(nn.Conv3d):
+class DenseConv3d(CarefulConv3d):
     """A convolution with "same" padding, without groups."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: PerAxis, bias: bool = False) -> None:
@@ -199,7 +215,9 @@ class DenseConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, I, J, K) -> (N, out_channels, I, J, K)."""
-        return kernels_cpu.dense(x, self.weight, self.bias) if kernels_cpu.pays(x, self.weight) else super().forward(x)
+        if kernels_cpu.pays(x, self.weight) and not kernels_cpu.hazardous(x, self.kernel_size):
+            return kernels_cpu.dense(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class PointwiseConv3d(nn.Conv3d):

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from uxnet.errors import RecipeError
-from uxnet.networks.blocks import PerAxis, triple
+from uxnet.networks.blocks import PerAxis, made_careful, triple
 from uxnet.networks.weights import KeyMap
 
 
@@ -152,7 +152,7 @@ def build(name: str, in_channels: int, out_channels: int, patch: PerAxis = 96, s
     try:
         sides = triple(tuple(patch) if not isinstance(patch, int) else patch, "patch")
         tied = {"patch": sides} if "patch" in inspect.signature(network).parameters else {}
-        return network(in_channels, out_channels, **tied, **chosen)
+        return made_careful(network(in_channels, out_channels, **tied, **chosen))
     except (TypeError, ValueError) as error:
         raise RecipeError(f"network.settings: {error}") from error
 

@@ -1,12 +1,15 @@
-"""Gradients that torch computes slowly on CPUs, computed in another order: the same sums, for float32 in channels-last memory.
+"""Gradients that torch computes slowly or wrongly on CPUs, computed in another order: the same sums, for channels-last memory in float32,
+or in bfloat16 by autocast.
 
 What torch 2.13.0 does on a CPU, and what is done here instead:
 
 - A group norm subtracts the square of a mean from a mean of squares, both summed naively, and its gradient walks through memory several
-  times. Here each of the two passes of either stays in the processor's cache, chunk by chunk, takes the leaky ReLU behind the norm
-  along, and sums up chunks in float64.
+  times; in bfloat16 it takes as long as all the rest of a training step. Here each of the two passes of either stays in the processor's
+  cache, chunk by chunk, takes the leaky ReLU behind the norm along, computes in float32, and sums up chunks in float64.
 - The gradients of a depthwise convolution take ten times as long as the convolution. But both are depthwise convolutions themselves, and
   those are fast forwards: of the upstream gradient with the kernel turned round, and of the input with the upstream gradient as kernel.
+- The weight gradient of a convolution in bfloat16 is read from and written to memory that is not its own wherever a side is smaller than
+  the kernel: see `hazardous`.
 - A convolution with a kernel of 1 is a matrix product, and torch computes it as anything but.
 - The gradient of a dense kernel takes three convolutions' time with AVX2. As matrix products over shifted inputs it takes one and a half.
 
@@ -15,6 +18,7 @@ Where a gradient is not asked for, nothing here is called: see `pays`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -39,32 +43,66 @@ COLUMNS = 1 << 20
 """Elements that are laid side by side at a time for a matrix product."""
 
 Normal = Callable[[slice], Tensor]
-"""Gives a norm's output at some voxels, (N, voxels, C)."""
+"""Gives a norm's output at some voxels, (N, voxels, C) float32."""
 
 _BLOCK = (2, 4)
 """Planes and rows of an upstream gradient that are taken as a kernel at once: longer sums are faster and less exact."""
 
 
 def pays(x: Tensor, weight: Tensor | None = None) -> bool:
-    """Whether what comes of `x` shall be computed here: while training in float32 on a CPU, in channels-last memory.
+    """Whether what comes of `x` shall be computed here: while training on a CPU, in channels-last memory.
 
     Args:
-        x: (N, C, I, J, K). One channel alone lies the same in both layouts, and is left to torch.
-        weight: that it meets, where there is one.
+        x: (N, C, I, J, K), float32, or where autocast computes in bfloat16 either of the two. One channel alone lies the same in both
+            layouts, and is left to torch.
+        weight: that it meets, where there is one; float32.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
     wanted = x.requires_grad or (weight is not None and weight.requires_grad)
     # Not what only looks like memory of this machine: `training.memory` traces a step with such tensors, of a GPU or of this processor.
-    plain = all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 for t in (x, weight) if t is not None)
+    plain = all(type(t) in (Tensor, nn.Parameter) for t in (x, weight) if t is not None)
+    lower = _autocast()
     return (
         wanted
         and plain
         and x.device.type == "cpu"
+        and (x.dtype == torch.float32 if lower is None else lower == torch.bfloat16 and x.dtype in (torch.float32, lower))
+        and (weight is None or weight.dtype == torch.float32)
         and x.shape[1] > 1
         and x.is_contiguous(memory_format=torch.channels_last_3d)
-        and not torch.is_autocast_enabled("cpu")
     )
+
+
+def hazardous(x: Tensor, kernel: Sequence[int]) -> bool:
+    """Whether torch's weight gradient of a convolution of `x` is garbage: on a CPU, in bfloat16, with a side smaller than the kernel.
+
+    There oneDNN's gradient is partly uninitialised memory, in either memory layout, with groups and without, and now and then it
+    damages memory beside its own, of which the process dies (torch 2.13.0, AVX-512 BF16; found by comparison with float64).
+
+    Args:
+        x: (N, C, I, J, K).
+        kernel: (3,), its sides.
+    """
+    if x.device.type != "cpu":
+        return False
+    in_bfloat16 = x.dtype == torch.bfloat16 or (x.dtype == torch.float32 and _autocast() == torch.bfloat16)
+    return in_bfloat16 and any(side < k for side, k in zip(x.shape[2:], kernel, strict=True))
+
+
+def _autocast() -> torch.dtype | None:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+
+def _without_autocast(of: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function's forward whose tensors are in the precision already that they shall be in."""
+
+    @functools.wraps(of)
+    def forward(*arguments: Any, **settings: Any) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return of(*arguments, **settings)
+
+    return forward
 
 
 # ---- instance norm
@@ -94,6 +132,7 @@ def norm_sum_activation(x: Tensor, residual: Tensor, slope: float, *, norm_resid
 
 class _NormActivation(torch.autograd.Function):
     @staticmethod
+    @_without_autocast
     def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
         out, scale = _normalised(x, slope=slope)
         ctx.save_for_backward(out, scale)
@@ -108,7 +147,7 @@ class _NormActivation(torch.autograd.Function):
 
         def normal(part: slice) -> Tensor:
             # A leaky ReLU can be undone, so its output is all that has to be kept.
-            return F.leaky_relu(rows[:, part], 1 / ctx.slope)
+            return F.leaky_relu(_wide(rows[:, part]), 1 / ctx.slope)
 
         (gradient,), _ = _through_norms(upstream, out, ctx.slope, [(normal, scale)])
         return gradient, None
@@ -116,13 +155,14 @@ class _NormActivation(torch.autograd.Function):
 
 class _AffineNormActivation(torch.autograd.Function):
     @staticmethod
+    @_without_autocast
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
         out, rows = torch.empty_like(x, memory_format=torch.channels_last_3d), _rows(x)
         to = _rows(out)
         shift, scale = _moments(rows)
-        tilt, level = scale * weight, (shift * weight + bias).to(x.dtype)
+        tilt, level = (scale * weight).to(weight.dtype), (shift * weight + bias).to(weight.dtype)
         for part in _parts(rows):
-            F.leaky_relu_(torch.addcmul(level, rows[:, part], tilt.to(x.dtype), out=to[:, part]), slope)
+            _into(to[:, part], F.leaky_relu_(torch.addcmul(level, _wide(rows[:, part]), tilt, out=_room(to[:, part])), slope))
         ctx.save_for_backward(x, out, weight, shift, scale)
         ctx.slope = slope
         return out
@@ -132,8 +172,8 @@ class _AffineNormActivation(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, out, weight, shift, scale = ctx.saved_tensors
         # A weight may be zero, so what was normalised cannot be had from what came of it.
-        rows, move, stretch = _rows(x), shift.to(x.dtype), scale.to(x.dtype)
-        norms = [(lambda part: torch.addcmul(move, rows[:, part], stretch), (scale * weight).to(x.dtype))]
+        rows, move, stretch = _rows(x), shift.to(weight.dtype), scale.to(weight.dtype)
+        norms = [(lambda part: torch.addcmul(move, _wide(rows[:, part]), stretch), (scale * weight).to(weight.dtype))]
         (gradient,), sums = _through_norms(upstream, out, ctx.slope, norms)
         for_bias, for_weight = sums.sum((1, 2)).to(weight.dtype)
         return gradient, for_weight, for_bias, None
@@ -141,6 +181,7 @@ class _AffineNormActivation(torch.autograd.Function):
 
 class _NormSumActivation(torch.autograd.Function):
     @staticmethod
+    @_without_autocast
     def forward(ctx: Any, x: Tensor, residual: Tensor, slope: float) -> Tensor:
         normal, scale = _normalised(x)
         out = F.leaky_relu_(normal + residual, slope)
@@ -153,12 +194,13 @@ class _NormSumActivation(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
         out, normal, scale = ctx.saved_tensors
         rows = _rows(normal)
-        (gradient, through), _ = _through_norms(upstream, out, ctx.slope, [(lambda part: rows[:, part], scale), None])
+        (gradient, through), _ = _through_norms(upstream, out, ctx.slope, [(lambda part: _wide(rows[:, part]), scale), None])
         return gradient, through, None
 
 
 class _NormNormActivation(torch.autograd.Function):
     @staticmethod
+    @_without_autocast
     def forward(ctx: Any, x: Tensor, y: Tensor, slope: float) -> Tensor:
         other, other_scale = _normalised(y)
         out, scale = _normalised(x, other, slope)
@@ -174,31 +216,47 @@ class _NormNormActivation(torch.autograd.Function):
 
         def normal(part: slice) -> Tensor:
             # Both are of the size of 1, so their sum without one of them is the other to rounding.
-            return F.leaky_relu(rows[:, part], 1 / ctx.slope).sub_(others[:, part])
+            return F.leaky_relu(_wide(rows[:, part]), 1 / ctx.slope).sub_(others[:, part])
 
-        norms = [(normal, scale), (lambda part: others[:, part], other_scale)]
+        norms = [(normal, scale), (lambda part: _wide(others[:, part]), other_scale)]
         (first, second), _ = _through_norms(upstream, out, ctx.slope, norms)
         return first, second, None
 
 
 def _normalised(x: Tensor, plus: Tensor | None = None, slope: float = 1.0) -> tuple[Tensor, Tensor]:
-    """leaky_relu(instance_norm(x) + plus, slope), (N, C, I, J, K) in new memory, and what x was multiplied by, (N, 1, C)."""
+    """leaky_relu(instance_norm(x) + plus, slope), (N, C, I, J, K) as x in new memory, and what x was multiplied by, (N, 1, C) float32."""
     out = torch.empty_like(x)
     rows, to, others = _rows(x), _rows(out), None if plus is None else _rows(plus)
-    shift, scale = (moment.to(x.dtype) for moment in _moments(rows))
+    shift, scale = (moment.to(_wide(rows[:0]).dtype) for moment in _moments(rows))
     for part in _parts(rows):
-        y = torch.addcmul(shift, rows[:, part], scale, out=to[:, part])
+        y = torch.addcmul(shift, _wide(rows[:, part]), scale, out=_room(to[:, part]))
         if others is not None:
             y += others[:, part]
         if slope != 1.0:
             F.leaky_relu_(y, slope)
+        _into(to[:, part], y)
     return out, scale
+
+
+def _wide(x: Tensor) -> Tensor:
+    """What is in bfloat16 in float32, where it is computed with."""
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def _room(to: Tensor) -> Tensor:
+    """Where to compute what shall be in `to`: there itself, unless it is bfloat16."""
+    return torch.empty_like(to, dtype=torch.float32) if to.dtype == torch.bfloat16 else to
+
+
+def _into(to: Tensor, computed: Tensor) -> None:
+    if computed.dtype != to.dtype:
+        to.copy_(computed)
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     """(shift, scale), float64 (N, 1, C) each: shift + scale * rows is the instance norm of (N, voxels, C)."""
     # Moments about one of the values: a channel far from zero loses nothing.
-    first = rows[:, :1]
+    first = _wide(rows[:, :1])
     sums = rows.new_zeros(2, *first.shape, dtype=torch.float64)
     for part in _parts(rows):
         away = rows[:, part] - first
@@ -245,18 +303,19 @@ def _through_norms(
     for part in parts:
         g = through[:, part]
         torch.ops.aten.leaky_relu_backward.grad_input(arriving[:, part], given[:, part], slope, True, grad_input=g)
+        g = _wide(g)
         sums[0] += g.sum(1, keepdim=True)
         for total, norm in zip(sums[1:], norms, strict=True):
             if norm:
                 total += (g * norm[0](part)).sum(1, keepdim=True)
     means = sums / voxels
     for part in parts:
-        g = through[:, part]
+        g = _wide(through[:, part])
         for mean, norm, into in zip(means[1:], norms, to, strict=True):
             if norm:
                 normal, scale = norm[0](part), norm[1]
                 shift, tilt = (-scale * means[0]).to(g.dtype), (-scale * mean).to(g.dtype)
-                torch.addcmul(torch.addcmul(shift, normal, tilt), g, scale, out=into[:, part])
+                _into(into[:, part], torch.addcmul(torch.addcmul(shift, normal, tilt), g, scale, out=_room(into[:, part])))
     return gradients, sums
 
 
@@ -270,12 +329,19 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A depthwise convolution, stride 1, "same" padding: x (N, C, I, J, K), weight (C, 1, odd, odd, odd), bias (C,) -> as x."""
-    out: Tensor = _Depthwise.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    out: Tensor = _Depthwise.apply(*_cast(x, weight, bias))  # type: ignore[no-untyped-call]
     return out
+
+
+def _cast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """As a convolution in autocast takes them."""
+    lower = _autocast()
+    return list(tensors) if lower is None else [None if t is None else t.to(lower) for t in tensors]
 
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
+    @_without_autocast
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return _same(x, weight, bias)
@@ -322,7 +388,7 @@ def _depthwise_weight(x: Tensor, upstream: Tensor, weight: Tensor) -> Tensor:
 def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A convolution without groups, stride 1, "same" padding: x (N, C, I, J, K), weight (O, C, odd, odd, odd) -> (N, O, I, J, K)."""
     o, c, *kernel = weight.shape
-    if torch.backends.cpu.get_cpu_capability() != "AVX2" or min(kernel[0] * o, kernel[2] * c) < WIDE:
+    if _autocast() or torch.backends.cpu.get_cpu_capability() != "AVX2" or min(kernel[0] * o, kernel[2] * c) < WIDE:
         return F.conv3d(x, weight, bias, padding=_half(weight))
     out: Tensor = _Dense.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return out
@@ -330,6 +396,7 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 class _Dense(torch.autograd.Function):
     @staticmethod
+    @_without_autocast
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return F.conv3d(x, weight, bias, padding=_half(weight))
