@@ -20,6 +20,8 @@ Each message is a sentence that says what is wrong, where, and what to do about 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class UxnetError(Exception):
     """The root of all errors that uxnet raises on purpose."""
@@ -75,3 +77,9 @@ class Cancelled(UxnetError):
 
 class Preempted(Cancelled):
     """A training run was asked to make room; everything that it needs to go on is saved."""
+
+
+def shortened(names: Iterable[object], most: int = 5) -> str:
+    """Names for a message: "a, b and 12 more"."""
+    items = list(map(str, names))
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

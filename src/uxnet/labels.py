@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import colorsys
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uxnet.errors import LabelsError
+from uxnet.errors import LabelsError, shortened
 
 Colour = tuple[int, int, int]
 IntArray = NDArray[np.integer[Any]]
@@ -146,7 +146,7 @@ class Labels:
             table[self.ignore] = len(self.foreground) + 1
         unknown = [v for v in found.tolist() if v not in table]
         if unknown:
-            raise LabelsError(f"the values {_some(unknown)} are no labels; labels are {_some(sorted(table))}")
+            raise LabelsError(f"the values {shortened(unknown, 12)} are no labels; labels are {shortened(sorted(table), 12)}")
         dtype = np.uint8 if len(self.foreground) < 255 else np.uint16
         index_of: NDArray[Any] = np.array([table[v] for v in found.tolist()], dtype=dtype)
         if values.dtype.kind in "iu" and found.size and found[0] >= 0 and found[-1] < 1 << 16:
@@ -282,8 +282,3 @@ def _integer(value: Any, name: object) -> int:
     if not number.is_integer():
         raise LabelsError(f"the label {name!r} has the value {value!r}, which is no whole number")
     return int(number)
-
-
-def _some(values: Sequence[object], most: int = 12) -> str:
-    text = ", ".join(map(str, values[:most]))
-    return text + (f" and {len(values) - most} more" if len(values) > most else "")

@@ -63,7 +63,7 @@ def test_a_recipe_must_be_named(capsys, tmp_path, checkpoint):
 )
 def test_errors_are_one_line(capsys, tmp_path, checkpoint, options, words):
     given = [o.format(tmp=tmp_path, checkpoint=checkpoint) for o in options]
-    assert run("convert", *given, "-o", tmp_path / "x.uxnet") == (2 if "--set" in options else 1)
+    assert run("convert", *given, "-o", tmp_path / "x.uxnet") == (2 if "--set" in options or "none" in options else 1)
     said = capsys.readouterr()
     assert words in said.err.splitlines()[-1]
     assert said.err.splitlines()[-1].startswith("uxnet convert: ")

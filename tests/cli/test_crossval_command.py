@@ -50,8 +50,10 @@ def test_what_is_wrong_is_said_before_anything_begins(tiny_dataset, tmp_path, ca
     for more, code, words in (
         (["--folds", "x"], 2, "--folds 'x'"),
         (["--folds", "5"], 1, "folds 0 to 4"),
+        (["--variant", "a=vnet"], 2, "there is no network 'vnet'"),
+        (["--tolerance-mm", "-1"], 2, "tolerance_mm is -1"),
         (["--networks", "unet,unet"], 2, "two networks are called unet"),
-        (["--networks", "vnet"], 1, "there is no network 'vnet'"),
+        (["--networks", "vnet"], 2, "there is no network 'vnet'"),
         (["--variant", "a=unet:widths"], 2, "is no variant"),
         (["--networks", "unet", "--steps", "5", "--core-seconds", "5"], 2, "not of both"),
         (["--networks", "unet", "--size", "narrow", "--shard", "3/2"], 2, "is no shard"),
@@ -88,6 +90,15 @@ def test_comparing_files_of_evaluate(tmp_path, capsys, wide):
     assert files[2].read_bytes().startswith(b"\x89PNG")
 
 
+def test_boxes_are_of_the_cases_that_all_networks_have(tmp_path, monkeypatch):
+    metrics(tmp_path / "a.json", [0.5, 0.6, 0.7])
+    metrics(tmp_path / "b.json", [0.6, 0.7])
+    drawn = {}
+    monkeypatch.setattr("uxnet.draw.boxes", lambda path, scores, title: drawn.update(scores))
+    assert run("compare", tmp_path / "a.json", tmp_path / "b.json", "--boxes", tmp_path / "c.png") == 0
+    assert drawn == {"b": [0.6, 0.7], "a": [0.5, 0.6]}
+
+
 def test_another_network_that_wins_is_said_to(tmp_path, capsys, wide):
     metrics(tmp_path / "a.json", [0.5 + n / 100 for n in range(10)])
     metrics(tmp_path / "b.json", [0.6 + n / 90 for n in range(10)])
@@ -105,11 +116,15 @@ def test_another_network_that_wins_is_said_to(tmp_path, capsys, wide):
 def test_what_cannot_be_compared(tmp_path, capsys):
     one = metrics(tmp_path / "a.json", [0.5])
     for given, code, words in (
+        ([], 2, "no runs"),
         ([one], 1, "comparing needs two networks"),
         ([one, tmp_path / "none"], 1, "no such file"),
-        ([one, f"b={one}", "--against", "c"], 1, "no network 'c'"),
+        ([one, f"b={one}", "--against", "c"], 2, "no network 'c'"),
         ([one, f"b={one}", "--by", "person"], 1, "no record says whose case"),
         ([one, f"b={one}", "--alpha", "2"], 2, "level of significance"),
+        ([one, f"b={one}", "-o", tmp_path], 2, f"{tmp_path}: is a folder"),
+        ([one, f"b={one}", "-o", tmp_path / "c", "--csv", tmp_path / "x" / ".." / "c"], 2, "two outputs would be written to this file"),
     ):
         assert run("compare", *given) == code
         assert words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -103,8 +103,8 @@ def test_a_real_network_quickly(capsys):
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (("--recipe", "none"), 1),
-        (("--network", "none"), 1),
+        (("--recipe", "none"), 2),
+        (("--network", "none"), 2),
         (("--device", "abacus"), 1),
         (("--rounds", "0"), 2),
         (("--precision", "float16", "--device", "cpu"), 1),

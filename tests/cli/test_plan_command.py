@@ -133,6 +133,23 @@ def test_options(coarse_dataset):
     assert planned(coarse_dataset, size="paper").plan.recipe.stages[0].network.settings["widths"][0] == 48
 
 
+@pytest.mark.parametrize(
+    ("passes", "hours", "steps", "reason"),
+    [
+        (1, 1e6, "1000", "The least that trains a network from nothing"),
+        (10**6, 1e6, "40000", "As many as the 3D UX-Net's paper trains; "),
+        (10**6, 4.0, r"[1-9]\d{3}", r"What 2 cores at about .* s a step do in 4 hours"),
+        (10**6, 0.001, "200", r"Fewer train nothing; they take 2 cores at about .* s a step .* hours"),
+    ],
+)
+def test_the_reason_for_the_steps_is_what_decided(coarse_dataset, monkeypatch, passes, hours, steps, reason):
+    monkeypatch.setattr("uxnet.experiments.plan._PASSES", passes)
+    monkeypatch.setattr("uxnet.experiments.plan._CPU_HOURS", hours)
+    (length,) = [choice for choice in planned(coarse_dataset).plan.choices if choice.key == "training.steps"]
+    assert re.fullmatch(steps, str(length.value))
+    assert re.match(reason, length.reason)
+
+
 @pytest.mark.parametrize("network", ["nnunet", "unetr", "segresnet"])
 def test_other_networks_get_a_recipe_that_builds(coarse_dataset, network):
     from uxnet.networks.build import build
@@ -160,7 +177,7 @@ def test_what_is_refused(tiny_dataset, coarse_dataset, tmp_path, capsys):
         ((tiny_dataset, "-o", tmp_path), 2, "ends in .toml"),
         ((tiny_dataset, "-o", tmp_path / "a.toml", "--memory", "much"), 2, "no amount of memory"),
         ((tiny_dataset, "-o", tmp_path / "a.toml", "--steps", "0"), 2, "above 0"),
-        ((tiny_dataset, "-o", tmp_path / "a.toml", "--network", "vnet"), 1, "no network 'vnet'"),
+        ((tiny_dataset, "-o", tmp_path / "a.toml", "--network", "vnet"), 2, "no network 'vnet'"),
         ((tmp_path, "-o", tmp_path / "a.toml"), 1, "no dataset.json"),
     ):
         assert run(*arguments, "--device", "cpu") == code

@@ -3,16 +3,17 @@
 import csv
 import itertools
 import json
-import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from uxnet.errors import InputError
-from uxnet.evaluation.compare import bootstrap_median, compare, holm, rank_biserial
-from uxnet.evaluation.compare_text import markdown_table, to_dict, to_markdown, verdict, write_csv
+from uxnet.evaluation.compare import compare
+from uxnet.evaluation.compare_text import markdown_table, standing_rows, to_dict, to_markdown, verdict, write_csv
 from uxnet.evaluation.metrics import METRICS
+from uxnet.evaluation.paired import holm, signed_rank_p
 from uxnet.evaluation.scores import Scores, differences, read_scores
 
 
@@ -35,46 +36,6 @@ def noisy(name, mean, seed, n=30):
 
 
 # ---- the figures
-
-
-def test_holm_by_hand():
-    """Holm's own scheme: 0.01 of four is 0.04; 0.02 of three 0.06; 0.03 of two stays at 0.06; 0.04 of one, too."""
-    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    # Smallest times 8, next times 7, ...; 0.0298 times 2 would fall, and stays where the one before it is.
-    known = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344]
-    assert holm(known) == pytest.approx([0.0008, 0.0028, 0.0114, 0.0475, 0.0804, 0.0834, 0.0834, 0.0834])
-    assert holm([0.6, 0.9]) == [1.0, 1.0]
-    assert holm([]) == []
-    assert holm([0.03]) == [0.03]
-
-
-def test_holm_does_not_mind_the_order_and_never_lowers():
-    p = np.random.default_rng(0).random(9).tolist()
-    corrected = dict(zip(p, holm(p), strict=True))
-    shuffled = random.Random(1).sample(p, len(p))
-    assert holm(shuffled) == [corrected[x] for x in shuffled]
-    assert all(corrected[x] >= x for x in p)
-    assert [corrected[x] for x in sorted(p)] == sorted(corrected.values())
-
-
-def test_rank_biserial_by_hand():
-    # Ranks of 1, 2, 3, 4: 1 + 3 + 4 for, 2 against; (8 - 2) / 10.
-    assert rank_biserial([0.1, -0.2, 0.3, 0.4]) == pytest.approx(0.6)
-    assert rank_biserial([0.1, 0.0, -0.2, 0.3, 0.4, 0.0]) == pytest.approx(0.6)
-    assert rank_biserial([0.3 - 0.2, 0.1 - 0.2]) == pytest.approx(0)  # a tie, whatever the last bits say
-    assert rank_biserial([1, 2]) == 1
-    assert rank_biserial([0.0, 0.0]) is None
-    assert rank_biserial([]) is None
-
-
-def test_the_median_has_the_interval_of_scipy():
-    values = np.random.default_rng(3).normal(size=41)
-    median, low, high = bootstrap_median(values, resamples=20000)
-    interval = stats.bootstrap((values,), np.median, n_resamples=20000, method="percentile").confidence_interval
-    assert median == np.median(values)
-    assert (low, high) == pytest.approx(tuple(interval), abs=0.06)
-    assert bootstrap_median([2.0]) == (2.0, None, None)
-    assert bootstrap_median([]) == (None, None, None)
 
 
 def test_p_values_are_those_of_scipy():
@@ -160,17 +121,57 @@ def test_only_cases_that_both_have_are_paired():
 
 def test_what_does_not_count_is_in_no_pair_and_no_family():
     classes = ("a", "b")
-    one = scores("uxnet", [(0.9, None), (0.8, None), (0.7, 0.2)], classes=classes)
-    two = scores("x", [(0.5, None), (0.5, 0.0), (0.6, None)], classes=classes)
+    one = scores("uxnet", [(0.9, None), (0.8, None), (0.7, None)], classes=classes)
+    two = scores("x", [(0.5, None), (0.5, None), (0.6, None)], classes=classes)
     found = compare([one, two])
     assert (found.against("x", "dice", "a").n, found.against("x", "dice", "b").n) == (3, 0)
     empty = found.against("x", "dice", "b")
     assert (empty.p, empty.p_holm, empty.effect, empty.difference.mean) == (None, None, None, None)
     # One test is left in the family of the classes.
     assert found.against("x", "dice", "a").p_holm == found.against("x", "dice", "a").p
-    assert found.standing("uxnet", "dice", "b").n == 1
-    assert found.standing("uxnet").interval.mean == pytest.approx((0.9 + 0.8 + 0.45) / 3)
+    assert found.standing("uxnet", "dice", "b").n == 0
+    assert found.standing("uxnet").interval.mean == pytest.approx(0.8)
     assert "| - |" in to_markdown(found)
+
+
+def test_whoever_finds_nothing_where_nothing_is_beats_whoever_does():
+    """In 10 of 12 cases "b" is not there, and x finds it: 1 against 0 in a pair, though uxnet's own mean does not count them."""
+    classes = ("a", "b")
+    one = scores("uxnet", [(0.8, None)] * 10 + [(0.8, 0.4)] * 2, classes=classes, hd95=[None] * 12)
+    two = scores("x", [(0.8, 0.0)] * 10 + [(0.8, 0.5)] * 2, classes=classes, hd95=[None] * 12)
+    three = scores("y", [(0.8, None)] * 10 + [(0.8, 0.4)] * 2, classes=classes, hd95=[None] * 12)
+    found = compare([one, two, three])
+    for metric in ("dice", "nsd"):
+        single, mean = found.against("x", metric, "b"), found.against("x", metric)
+        assert (single.n, single.unequal, single.favours(0.05)) == (12, 12, 1)
+        assert (mean.n, mean.favours(0.05)) == (12, 1)
+        assert mean.difference.mean == pytest.approx(0.5)  # (0.8 + 1) / 2 against (0.8 + 0) / 2
+        # Where neither finds it, nothing counts.
+        assert (found.against("y", metric, "b").n, found.against("y", metric).unequal) == (2, 0)
+        assert found.standing("uxnet", metric, "b").mean_rank == pytest.approx((10 * 1.5 + 2 * 2.5) / 12)
+    assert found.against("x", "hd95_mm", "b").n == 0
+    assert (found.standing("uxnet", "dice", "b").n, found.standing("x", "dice", "b").n) == (2, 12)
+    turned = compare([one, two, three], "x")
+    assert turned.against("uxnet").effect == -found.against("x").effect
+
+
+def test_the_tables_say_over_how_many_cases_a_mean_is():
+    one = scores("uxnet", [None, None, 0.7, 0.9], hd95=[None, None, 3.0, 1.0])
+    two = scores("b", [0.0, None, 0.9, 0.9], hd95=[None, None, 1.0, 1.0])
+    head, rows = standing_rows(compare([one, two]))
+    assert [dict(zip(head, row, strict=True))["n"] for row in rows] == ["2", "3"]
+    assert rows[1][head.index("HD95, mm")].endswith(", n = 2")
+    assert not any("n =" in cell for cell in rows[0])
+    first = verdict(compare([one, two]))[0]
+    assert first == "uxnet has the highest mean Dice, 0.8000, over 2 cases."
+    first = verdict(compare([scores("uxnet", [0.0, None, 0.9, 0.9]), scores("b", [None, None, 0.7, 0.9])]))[0]
+    assert first == "b has the highest mean Dice, 0.8000, over 2 cases; uxnet has 0.6000 over 3 cases and is number 2 of 2."
+
+
+def test_a_network_without_a_mean_has_no_rank():
+    found = compare([scores("uxnet", [None, None]), scores("b", [0.0, 0.0])])
+    assert verdict(found)[0] == "b has the highest mean Dice, 0.0000, over 2 cases; uxnet has none, since no case counts for it."
+    assert "None" not in to_markdown(found)
 
 
 def test_holm_goes_over_networks_and_for_classes_over_both():
@@ -204,16 +205,16 @@ def test_by_person_each_counts_once():
 
 
 def test_persons_are_paired_over_the_same_cases():
-    """In one of a person's two cases the structure is in neither map of one network; the other network's is hard there."""
+    """In one of a person's two cases the structure is not there; the other network finds it."""
     persons = {f"case_{n:02d}": f"person {n // 2}" for n in range(12)}
-    ours = [x for n in range(6) for x in (0.8 + n / 100, 0.2)]
+    ours = [x for n in range(6) for x in (0.8 + n / 100, 0.0)]
     theirs = [x for n in range(6) for x in (0.7 + n / 100, None)]
     found = compare([scores("uxnet", ours, persons=persons), scores("b", theirs, persons=persons)], by="person")
     test = found.against("b")
-    assert (test.n, test.effect) == (6, 1.0)
-    assert test.difference.mean == pytest.approx(0.1)
-    assert found.standing("uxnet").mean_rank == 1
-    assert found.standing("uxnet").interval.mean == pytest.approx((0.825 + 0.2) / 2)  # its own mean is over all that count for it
+    assert (test.n, test.effect) == (6, -1.0)
+    assert test.difference.mean == pytest.approx((0.8 + 0.0) / 2 - (0.7 + 1.0) / 2)
+    assert found.standing("uxnet").mean_rank == 2
+    assert found.standing("b").interval.mean == pytest.approx(0.725)  # its own mean is over all that count for it
 
 
 # ---- words
@@ -274,12 +275,13 @@ def test_one_network_alone_has_means_and_no_tests():
         ([scores("b", [0.5], classes=("x",))], None, "other classes"),
         ([Scores("b", ("a",), {"case_00": {"a": dict.fromkeys(METRICS, 0.5)}}, 2.0, "skip")], None, "tolerance of 2 mm"),
         ([scores("b", [0.5])], "c", "no network 'c'"),
+        ([replace(scores("b", [0.5]), references={"case_00": {"a": 1.3}})], None, "case_00: b and uxnet .* different references.* 1.3 and"),
         ([scores("uxnet", [0.5])], None, "same name"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(others, against, words):
     with pytest.raises(InputError, match=words):
-        compare([scores("uxnet", [0.5]), *others], against)
+        compare([replace(scores("uxnet", [0.5]), references={"case_00": {"a": 1.2}}), *others], against)
 
 
 def test_tables_and_csv(tmp_path):
@@ -289,7 +291,7 @@ def test_tables_and_csv(tmp_path):
     ]
     found = compare(networks)
     text = to_markdown(found)
-    assert "| uxnet | 1 (1.00) | 0.7500 (" in text
+    assert "| uxnet | 1 (1.00) | 2 | 0.7500 (" in text
     assert "right\\|side" in text
     assert text.index("| uxnet |") < text.index("| b | 2")
     assert markdown_table(["x", "y"], [["1", "2"]]) == "| x | y |\n| --- | ---: |\n| 1 | 2 |\n"
@@ -319,6 +321,12 @@ def record(name, fold, cases, **more):
         "evaluation": evaluation,
         "cases": rows,
     } | more
+
+
+def evaluated(cases, failures=()):
+    """A file of uxnet evaluate."""
+    rows = [{"case": c, "classes": {"a": dict.fromkeys(METRICS, v)}} for c, v in cases.items()]
+    return {"settings": {"tolerance_mm": 1.0, "empty": "skip"}, "classes": {"a": {}}, "cases": rows, "failures": list(failures)}
 
 
 def write(path, data):
@@ -395,6 +403,54 @@ def test_other_terms_are_said(tmp_path):
     write(tmp_path / "b.json", record("b", 0, {"p1": 0.5}, budget={"steps": [9]}, split_sha256="x"))
     notes = compare(read_scores([tmp_path / "a.json", tmp_path / "b.json"])).notes
     assert any("differ in split, budget, too" in note for note in notes)
+
+
+def test_what_a_file_does_not_say_is_no_difference(tmp_path):
+    """A file of evaluate says nothing of recipe and split, a record of old nothing of the label table."""
+    write(tmp_path / "a" / "uxnet-fold0.json", record("uxnet", 0, {"p1": 0.5}))
+    write(tmp_path / "a" / "uxnet-fold1.json", record("uxnet", 1, {"p2": 0.5}, labels_sha256="l"))
+    write(tmp_path / "b.json", evaluated({"p1": 0.5, "p2": 0.5}))
+    read = read_scores([tmp_path / "a", tmp_path / "b.json"])
+    assert not any("networks differ" in note for note in compare(read).notes)
+    write(tmp_path / "a" / "uxnet-fold2.json", record("uxnet", 2, {"p3": 0.5}, labels_sha256="m"))
+    with pytest.raises(InputError, match=r"differ in labels_sha256 \(l; m\)"):
+        read_scores([tmp_path / "a"])
+
+
+def test_scores_are_equal_however_many_digits_a_file_has(tmp_path):
+    write(tmp_path / "a.json", record("uxnet", 0, {"p1": 0.333333, "p2": 0.666667}))
+    write(tmp_path / "b.json", evaluated({"p1": 1 / 3, "p2": 2 / 3}))
+    test = compare(read_scores([tmp_path / "a.json", tmp_path / "b.json"])).against("b")
+    assert (test.n, test.unequal, test.p) == (2, 0, 1.0)
+
+
+def test_ties_of_means_do_not_hang_on_last_bits():
+    """Means of two values of six digits lie half way between such numbers: all twelve differences are of one size."""
+    base = np.random.default_rng(0).uniform(0.3, 0.8, (12, 2)).round(6)
+    ours = [[a + 0.000005, b] if n % 3 else [a, b] for n, (a, b) in enumerate(base.tolist())]
+    theirs = [[a, b] if n % 3 else [a, b + 0.000005] for n, (a, b) in enumerate(base.tolist())]
+    test = compare([scores("uxnet", ours, classes=("a", "b")), scores("b", theirs, classes=("a", "b"))]).against("b")
+    assert test.p == signed_rank_p([1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1])
+
+
+def test_cases_that_failed_are_said(tmp_path):
+    write(tmp_path / "a.json", evaluated({"p1": 0.5, "p2": 0.5}))
+    write(tmp_path / "b.json", evaluated({"p1": 0.5}, failures=[{"case": "p2", "message": "damaged"}]))
+    found = compare(read_scores([tmp_path / "a.json", tmp_path / "b.json"]))
+    assert "b failed on 1 case, which no mean here and no test of it includes: p2." in found.notes
+    assert found.n == 1
+
+
+def test_other_references_are_refused_by_case(tmp_path):
+    def scored(ml):
+        return {"cases": [{"case": "p1", "classes": {"a": {**dict.fromkeys(METRICS, 0.5), "reference_ml": ml}}}]}
+
+    write(tmp_path / "a.json", record("uxnet", 0, {}) | scored(0.123457))
+    write(tmp_path / "b.json", evaluated({}) | scored(0.1234567))
+    assert compare(read_scores([tmp_path / "a.json", tmp_path / "b.json"])).n == 1  # the same, to the digits of a record
+    write(tmp_path / "b.json", evaluated({}) | scored(0.1245))
+    with pytest.raises(InputError, match=r"^p1: .* different references, in which a has"):
+        compare(read_scores([tmp_path / "a.json", tmp_path / "b.json"]))
 
 
 def test_what_records_were_made_with_is_said_where_it_differs(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from uxnet.cli.evaluate import run as evaluate
-from uxnet.errors import Cancelled, DatasetError, InputError, LabelsError, RecipeError
+from uxnet.errors import Cancelled, DatasetError, InputError, LabelsError, UsageError
 from uxnet.evaluation import (
     bootstrap_mean,
     evaluate_files,
@@ -146,7 +146,7 @@ def test_nothing_evaluated_still_has_a_summary(folders):
 
 
 def test_wrong_settings_and_cancelling_are_no_failures_of_cases(folders):
-    with pytest.raises(RecipeError, match="tolerance_mm"):
+    with pytest.raises(UsageError, match="tolerance_mm"):
         evaluate_files(*folders, tolerance_mm=-2)
 
     def stop(event):

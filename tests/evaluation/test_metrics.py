@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from uxnet.errors import LabelsError, RecipeError, VolumeError
+from uxnet.errors import LabelsError, UsageError, VolumeError
 from uxnet.evaluation import Outcome, case_metrics, missing_scores, surface_distances
+from uxnet.evaluation.metrics import dice_scores
 from uxnet.geometry import Geometry
 from uxnet.labels import Label, Labels, Region
 from uxnet.volume import Source, Volume
@@ -254,5 +255,12 @@ def test_what_is_no_label_map_is_refused():
 @pytest.mark.parametrize("settings", [{"tolerance_mm": -1}, {"tolerance_mm": math.nan}, {"empty": "zero"}])
 def test_wrong_settings_are_refused(settings):
     good = volume(cube((4, 4, 4), 1))
-    with pytest.raises(RecipeError):
+    with pytest.raises(UsageError):
         case_metrics(good, good, ORGAN, **settings)
+
+
+def test_dice_of_label_maps():
+    labels = Labels((Label("a", 1), Label("b", 7)), ignore=9)
+    reference = np.array([[[1, 1, 0, 9, 9]]])
+    predicted = np.array([[[1, 0, 0, 1, 7]]])
+    assert dice_scores(predicted, reference, labels) == {"a": pytest.approx(2 / 3), "b": None}

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from uxnet.evaluation import bootstrap_mean
+from uxnet.evaluation.statistics import bootstrap_median
 
 
 def test_nothing_and_one_case_have_no_interval():
@@ -47,3 +48,13 @@ def test_blocks_change_nothing(monkeypatch):
     whole = bootstrap_mean(values)
     monkeypatch.setattr("uxnet.evaluation.statistics._BLOCK", 333)
     assert bootstrap_mean(values) == pytest.approx(whole)
+
+
+def test_the_median_has_the_interval_of_scipy():
+    values = np.random.default_rng(3).normal(size=41)
+    median, low, high = bootstrap_median(values, resamples=20000)
+    interval = stats.bootstrap((values,), np.median, n_resamples=20000, method="percentile").confidence_interval
+    assert median == np.median(values)
+    assert (low, high) == pytest.approx(tuple(interval), abs=0.06)
+    assert bootstrap_median([2.0]) == (2.0, None, None)
+    assert bootstrap_median([]) == (None, None, None)

@@ -19,7 +19,7 @@ from uxnet.training.engine import TrainingEngine
 from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss
 from uxnet.training.showing import draw_curves
-from uxnet.training.validate import Validation, dice_scores
+from uxnet.training.validate import Validation
 
 LABELS = Labels((Label("a", 1), Label("b", 2)))
 
@@ -326,11 +326,7 @@ def test_what_goes_wrong_while_reading_reaches_the_user_as_itself(run, monkeypat
         run(steps=8)
 
 
-def test_dice_of_label_maps():
-    labels = Labels((Label("a", 1), Label("b", 7)), ignore=9)
-    reference = np.array([[[1, 1, 0, 9, 9]]])
-    predicted = np.array([[[1, 0, 0, 1, 7]]])
-    assert dice_scores(predicted, reference, labels) == {"a": pytest.approx(2 / 3), "b": None}
+def test_the_mean_of_a_validation_is_over_what_counts():
     scores = Validation({"x": {"a": 1.0, "b": None}, "y": {"a": 0.0, "b": 0.5}, "z": {"a": None, "b": None}})
     assert scores.classes == {"a": 0.5, "b": 0.5}
     assert scores.mean == pytest.approx((1.0 + 0.25) / 2)

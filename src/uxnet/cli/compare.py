@@ -51,35 +51,36 @@ def run(
         alpha: the level of significance.
         output: write the comparison to this Markdown file.
         csv: write a row a metric, class and network to this CSV file.
-        boxes: draw a box plot of the mean Dice of every case, a box a network, to this file (.png or .svg).
+        boxes: draw a box plot of the mean Dice of every case that all networks have, a box a network, to this file (.png or .svg).
         json: print everything as JSON instead.
     """
     import json as json_module
 
     from rich.console import Console
 
-    from uxnet.errors import InputError
+    from uxnet.cli.outputs import refuse_outputs
+    from uxnet.errors import InputError, UsageError
     from uxnet.evaluation.compare import compare
-    from uxnet.evaluation.compare_text import to_dict, to_markdown, write_csv
+    from uxnet.evaluation.compare_text import to_dict, write_csv, write_markdown
     from uxnet.evaluation.scores import read_scores
-    from uxnet.io import atomic
 
+    if not runs:
+        raise UsageError("no runs: name what is to be compared, folders of cross-validations, records or files of uxnet evaluate")
+    refuse_outputs(output, csv, boxes, example="comparison.md")
     scores = read_scores(runs)
     if len(scores) < 2:
-        raise InputError(f"{', '.join(s.name for s in scores) or 'nothing'}: comparing needs two networks or more")
+        raise InputError(f"{scores[0].name}: comparing needs two networks or more")
     comparison = compare(scores, against, by=by, alpha=alpha)
     if output:
-        with atomic(output) as temporary:
-            temporary.write_text(f"# Comparison\n\n{to_markdown(comparison)}", encoding="utf-8")
+        write_markdown(output, comparison)
     if csv:
         write_csv(csv, comparison)
     if boxes:
         from uxnet.draw import boxes as draw_boxes
-        from uxnet.evaluation.statistics import mean_of_counted
 
-        dices = {s.name: [mean_of_counted(v["dice"] for v in values.values()) for values in s.cases.values()] for s in scores}
-        order = [s.name for s in comparison.ranked()]
-        draw_boxes(boxes, {name: [d for d in dices[name] if d is not None] for name in order}, "Mean Dice of every test case")
+        shared = set.intersection(*(set(s.cases) for s in scores))
+        dices = {s.name: [dice for case in sorted(shared) if (dice := s.value(case)) is not None] for s in scores}
+        draw_boxes(boxes, {s.name: dices[s.name] for s in comparison.ranked()}, "Mean Dice of every test case that all have")
     if json:
         print(json_module.dumps(to_dict(comparison), indent=1, ensure_ascii=False))
         return 0

@@ -54,16 +54,15 @@ def run(
     """
     from rich.console import Console
 
+    from uxnet.cli.outputs import refuse_outputs
     from uxnet.cli.render import reporting
-    from uxnet.errors import InputError, UsageError
+    from uxnet.errors import UsageError
     from uxnet.evaluation import evaluate_files, write_evaluation, write_evaluation_csv
 
     csv = csv or (output.with_suffix(".csv") if output else None)
-    for path in filter(None, (output, csv)):
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder; name a file to write, for example {path / 'metrics.json'}")
     if output and output == csv:
         raise UsageError(f"{output}: the results are JSON, name them .json; the CSV file goes beside them")
+    refuse_outputs(output, csv, example="metrics.json")
 
     with reporting(Console(stderr=True), lines=False) as report:
         evaluation = evaluate_files(predicted, reference, labels=labels, tolerance_mm=tolerance_mm, empty=empty, report=report)

@@ -50,14 +50,13 @@ def run(
     """
     from rich.console import Console
 
+    from uxnet.cli.outputs import refuse_outputs
     from uxnet.cli.render import reporting
     from uxnet.dataset.check import check_dataset
     from uxnet.dataset.manifest import read_dataset
-    from uxnet.errors import InputError
     from uxnet.io import write_json
 
-    if output and output.is_dir():
-        raise InputError(f"{output}: is a folder; name a file to write, for example {output / 'inspection.json'}")
+    refuse_outputs(output, example="inspection.json")
     manifest = read_dataset(dataset, group_by=group_by)
     with reporting(Console(stderr=True), lines=False) as report:
         inspection = check_dataset(manifest, workers=workers, report=report)

@@ -71,6 +71,7 @@ def run(
     from uxnet.errors import InputError, UsageError
     from uxnet.inference.memory import parse_size
     from uxnet.io import atomic
+    from uxnet.networks.build import check_name
 
     if output.suffix != ".toml" or output.is_dir():
         raise UsageError(f"{output}: name a file to write that ends in .toml, for example {output.with_suffix('.toml')}")
@@ -80,6 +81,7 @@ def run(
         raise UsageError("--steps, --hours: must be above 0")
     if spacing is not None and min(spacing) <= 0:
         raise UsageError("--spacing: must be above 0")
+    check_name(network)
     limit = parse_size(memory) if memory else None
     manifest = read_dataset(dataset, group_by=group_by)
     console = Console(stderr=True)

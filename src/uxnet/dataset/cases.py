@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uxnet.errors import DatasetError
+from uxnet.errors import DatasetError, shortened
 from uxnet.io import CHANNEL_NAME, case_name, is_nifti, read_json
 
 
@@ -89,5 +89,4 @@ def by_name(paths: Iterable[Path], what: str, name_of: Callable[[Path], str] = c
 def some(names: Iterable[str], most: int = 8) -> str:
     """Names for a message: "case a", "the cases a, b and 12 more"."""
     items = list(names)
-    text = ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
-    return f"case {text}" if len(items) == 1 else f"the cases {text}"
+    return f"{'case' if len(items) == 1 else 'the cases'} {shortened(items, most)}"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from uxnet.dataset.fingerprint import CaseFacts, Fingerprint, intensities_of
 from uxnet.dataset.manifest import Case, Manifest
 from uxnet.dataset.organs import doubtful_names
-from uxnet.errors import DatasetError, VolumeError
+from uxnet.errors import DatasetError, VolumeError, shortened
 from uxnet.events import Note, Progress, Report, silent
 from uxnet.io import read_image, read_labels
 from uxnet.jobs import work
@@ -217,11 +217,10 @@ def _check_labels(label_map: Volume, path: Path | None, labels: Labels, note: Ca
     known = foreground | {labels.background} | ({labels.ignore} if labels.ignore is not None else set())
     unknown = sorted(set(counts) - known)
     if unknown:
-        shown = ", ".join(map(str, unknown[:12])) + (f" and {len(unknown) - 12} more" if len(unknown) > 12 else "")
         what = "the value {} is no label" if len(unknown) == 1 else "the values {} are no labels"
         where = _plural(sum(counts[v] for v in unknown), "voxel")
         known_shown = ", ".join(map(str, sorted(known)[:40])) + (", ..." if len(known) > 40 else "")
-        note(path, f"{what.format(shown)} ({where}); labels are {known_shown}")
+        note(path, f"{what.format(shortened(unknown, 12))} ({where}); labels are {known_shown}")
     if not foreground & set(counts):
         note(path, "the label map has no foreground", "warning")
     return counts
@@ -279,9 +278,8 @@ def _twice(manifest: Manifest, facts: list[CaseFacts]) -> Iterator[Problem]:
         yield Problem(fact.name, case.images[0], "warning", f"its image has the same voxels as that of case {original!r}{leak}")
 
 
-def _together(groups: Sequence[Sequence[str]], part_of: Mapping[str, str], most: int = 8) -> str:
-    shown = [" = ".join(f"{name} ({part_of[name]})" for name in names) for names in groups[:most]]
-    return ", ".join(shown) + (f" and {len(groups) - most} more" if len(groups) > most else "")
+def _together(groups: Sequence[Sequence[str]], part_of: Mapping[str, str]) -> str:
+    return shortened((" = ".join(f"{name} ({part_of[name]})" for name in names) for names in groups), 8)
 
 
 def _unusual_spacings(manifest: Manifest, facts: list[CaseFacts]) -> Iterator[Problem]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from uxnet.dataset.manifest import Manifest, some
-from uxnet.errors import DatasetError
+from uxnet.errors import DatasetError, shortened
 from uxnet.events import Report, Warn, silent
 from uxnet.io import write_json
 
@@ -275,6 +275,6 @@ def _refuse_leaks(fold: Fold, person_of: Mapping[str, str], where: str) -> None:
         if shared:
             cases = sorted(name for name in (*first, *second) if person_of[name] in shared)
             raise DatasetError(
-                f"{where}: {some(cases)} are of the same persons ({', '.join(shared[:8])}) but lie in {a!r} and in {b!r}; "
+                f"{where}: {some(cases)} are of the same persons ({shortened(shared, 8)}) but lie in {a!r} and in {b!r}; "
                 "a person belongs in one part, or the scores are too good"
             )

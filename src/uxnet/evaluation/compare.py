@@ -7,7 +7,8 @@ difference is: the matched-pairs rank-biserial correlation (Kerby 2014), and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,26 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from uxnet.errors import InputError, UsageError
-from uxnet.evaluation.evaluate import CONFIDENCE, RESAMPLES, SEED
+from uxnet.errors import InputError, UsageError, shortened
 from uxnet.evaluation.metrics import METRICS
-from uxnet.evaluation.scores import COMMON, Scores, differences
-from uxnet.evaluation.statistics import Interval, bootstrap_mean, mean_of_counted
-
-MEAN = "mean"
-"""The mean over a case's classes, which stands among the classes."""
+from uxnet.evaluation.paired import holm, rank_biserial, side_by_side, signed_rank_p, to_digits, unequal
+from uxnet.evaluation.scores import COMMON, DIGITS, MEAN, Scores, differences
+from uxnet.evaluation.statistics import Interval, bootstrap_mean, bootstrap_median, mean_of_counted
 
 ALPHA = 0.05
 USUAL = "uxnet"
 """The network that the others are held against, where it is there and nobody names another."""
 
-# Differences of the same size are ties whatever their last bits are: records hold 6 digits.
-_DIGITS = 9
-# Resamples are drawn in blocks of about this many numbers.
-_BLOCK = 1_000_000
+# Volumes are of one reference if they differ by no more, as a share or in ml: a spacing in a header is rounded, and so are records.
+_SAME_VOLUME = 2e-6
 
 By = Literal["case", "person"]
-Row = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -42,9 +37,9 @@ class Standing:
     """One network in one metric and class, over the cases that all networks have.
 
     interval: mean, and its bootstrap interval.
-    n: cases that count.
+    n: cases that count for it.
     rank: by the mean; 1 is the best, equal means (to 6 digits) share the better rank. None without a mean.
-    mean_rank: the mean of its ranks within each case, where ties share the mean of their ranks; over cases that count for all.
+    mean_rank: the mean of its ranks within each case that counts, where ties share the mean of their ranks.
     """
 
     name: str
@@ -58,7 +53,9 @@ class Standing:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """The reference network against another in one metric and class, over the cases that both have and that count in both.
+    """The reference network against another in one metric and class, over the cases that both have and that count.
+
+    Where a structure is not there and one of the two finds it, the other counts as 1 in Dice and NSD.
 
     n: such cases; unequal: those where the two differ.
     p, p_holm: two-sided, before and after correction; None where there is no case.
@@ -131,46 +128,37 @@ def compare(scores: Sequence[Scores], against: str | None = None, *, by: By = "c
         alpha: the level of significance.
 
     Raises:
-        InputError: if they cannot be compared: none at all, other classes or settings, no case in common, no such reference, or persons
-            that are not known.
+        InputError: if they cannot be compared: none at all, other classes, settings or references, no case in common, or persons that
+            are not known.
+        UsageError: if there is no such network to hold the others against, or no such level.
     """
     reference = _checked(scores, against, alpha)
-    tables = {s.name: _rows(s) for s in scores}
     shared = set.intersection(*(set(s.cases) for s in scores))
     if not shared:
-        raise InputError(f"{', '.join(tables)}: they have no test case in common, so there is nothing to compare")
+        raise InputError(f"{', '.join(s.name for s in scores)}: they have no test case in common, so there is nothing to compare")
     persons = {name: person for s in scores for name, person in s.persons.items()}
-    if by == "person" and (unknown := sorted(set.union(*(set(s.cases) for s in scores)) - persons.keys())):
+    every = sorted(set.union(*(set(s.cases) for s in scores)))
+    if by == "person" and (unknown := [case for case in every if case not in persons]):
         raise InputError(f"{unknown[0]}: no record says whose case this is; compare by case")
-    groups = {case: persons[case] if by == "person" else case for case in sorted(set.union(*(set(s.cases) for s in scores)))}
+    groups = {case: persons[case] if by == "person" else case for case in every}
     standings: list[Standing] = []
     tests: list[PairedTest] = []
     for metric in METRICS:
         several: list[PairedTest] = []
         for name in (MEAN, *scores[0].classes):
-            columns = {s.name: _column(tables[s.name], shared, groups, metric, name) for s in scores}
-            whole = [case for case in shared if all(tables[s.name][metric][case][name] is not None for s in scores)]
-            standings += _standings(columns, {s.name: _column(tables[s.name], whole, groups, metric, name) for s in scores}, metric, name)
-            own = []
-            for other in (s for s in scores if s.name != reference.name):
-                pairing = (reference, other)
-                both = reference.cases.keys() & other.cases.keys()
-                # Before persons are put together: the means of a pair have to be over the same cases.
-                counted = [case for case in both if all(tables[s.name][metric][case][name] is not None for s in pairing)]
-                pair = [_column(tables[s.name], counted, groups, metric, name) for s in pairing]
-                own.append(_test(pair[0], pair[1], metric, name, other.name))
+            standings += _standings(scores, shared, groups, metric, name)
+            own = [_test(reference, other, groups, metric, name) for other in scores if other is not reference]
             if name == MEAN:
                 tests += _corrected(own)
             else:
                 several += own
         tests += _corrected(several)
-    n = len({groups[case] for case in shared})
     first = scores[0]
     return Comparison(
         reference=reference.name,
         classes=first.classes,
         by=by,
-        n=n,
+        n=len({groups[case] for case in shared}),
         tolerance_mm=first.tolerance_mm,
         empty=first.empty,
         alpha=alpha,
@@ -178,46 +166,6 @@ def compare(scores: Sequence[Scores], against: str | None = None, *, by: By = "c
         tests=tuple(tests),
         notes=(*_notes(scores, shared, persons, by), *_too_few(tests, alpha)),
     )
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p values by Holm's step-down correction, in the order given: the k-th smallest of m times m - k + 1, never falling, at most 1."""
-    order = np.argsort(p_values, kind="stable")
-    corrected, highest = [0.0] * len(p_values), 0.0
-    for place, n in enumerate(order):
-        highest = max(highest, min(1.0, float(p_values[n]) * (len(p_values) - place)))
-        corrected[n] = highest
-    return corrected
-
-
-def rank_biserial(differences: Sequence[float]) -> float | None:
-    """Matched-pairs rank-biserial correlation: the ranks (of absolute differences) in favour, less those against, as a share of all.
-
-    Differences of zero are left out; None where no other is there.
-    """
-    found = np.round(np.asarray(differences, dtype=np.float64), _DIGITS)
-    found = found[found != 0]
-    if not found.size:
-        return None
-    ranks = stats.rankdata(np.abs(found))
-    return float((ranks * np.sign(found)).sum() / ranks.sum())
-
-
-def bootstrap_median(values: Sequence[float], *, seed: int = SEED, resamples: int = RESAMPLES, confidence: float = CONFIDENCE) -> Interval:
-    """The median, with the percentile bootstrap's interval. Its first field is the median; of one value there is no interval."""
-    found = np.asarray(values, dtype=np.float64)
-    if not found.size:
-        return Interval(None, None, None)
-    median = float(np.median(found))
-    if found.size == 1:
-        return Interval(median, None, None)
-    rng, rows = np.random.default_rng(seed), max(1, _BLOCK // found.size)
-    blocks = [
-        np.median(found[rng.integers(0, found.size, size=(min(rows, resamples - done), found.size))], axis=1)
-        for done in range(0, resamples, rows)
-    ]
-    low, high = np.quantile(np.concatenate(blocks), ((1 - confidence) / 2, (1 + confidence) / 2))
-    return Interval(median, float(low), float(high))
 
 
 # ---- reading the tables
@@ -243,29 +191,24 @@ def _checked(scores: Sequence[Scores], against: str | None, alpha: float) -> Sco
                 f"{s.name}: it is scored with a tolerance of {s.tolerance_mm:g} mm and empty = {s.empty}, {first.name} with "
                 f"{first.tolerance_mm:g} mm and {first.empty}; evaluate them alike"
             )
+    _refuse_other_references(scores)
     chosen = against or (USUAL if USUAL in names else names[0])
     if chosen not in names:
-        raise InputError(f"there is no network {chosen!r} to hold the others against; there are {', '.join(names)}")
+        raise UsageError(f"there is no network {chosen!r} to hold the others against; there are {', '.join(names)}")
     return scores[names.index(chosen)]
 
 
-def _rows(scores: Scores) -> dict[str, dict[str, Row]]:
-    """Metric -> case -> value of each class and of their mean."""
-    return {
-        m: {
-            case: {**{c: values[c][m] for c in scores.classes}, MEAN: mean_of_counted(values[c][m] for c in scores.classes)}
-            for case, values in scores.cases.items()
-        }
-        for m in METRICS
-    }
-
-
-def _column(table: Mapping[str, Mapping[str, Row]], cases: Any, groups: Mapping[str, str], metric: str, name: str) -> Row:
-    """One value a case, or a person: the mean of its cases that count."""
-    gathered: dict[str, list[float | None]] = {}
-    for case in sorted(cases):
-        gathered.setdefault(groups[case], []).append(table[metric][case][name])
-    return {group: values[0] if len(values) == 1 else mean_of_counted(values) for group, values in gathered.items()}
+def _refuse_other_references(scores: Sequence[Scores]) -> None:
+    known: dict[tuple[str, str], tuple[str, float]] = {}
+    for s in scores:
+        for case, classes in s.references.items():
+            for name, ml in classes.items():
+                other, theirs = known.setdefault((case, name), (s.name, ml))
+                if not math.isclose(ml, theirs, rel_tol=_SAME_VOLUME, abs_tol=_SAME_VOLUME):
+                    raise InputError(
+                        f"{case}: {s.name} and {other} are scored against different references, in which {name} has {ml:g} and "
+                        f"{theirs:g} ml; score both against the same"
+                    )
 
 
 def _notes(scores: Sequence[Scores], shared: set[str], persons: Mapping[str, str], by: By) -> list[str]:
@@ -279,8 +222,12 @@ def _notes(scores: Sequence[Scores], shared: set[str], persons: Mapping[str, str
             f"The {len(shared)} cases are of {len(known)} persons and are counted as if they were independent, so intervals and p values "
             "are too small; comparing by person is stricter."
         )
-    first = {key: [_of(s, key) for s in scores] for key in COMMON}
-    differing = [key.removesuffix("_sha256") for key, values in first.items() if any(v != values[0] for v in values)]
+    for s in scores:
+        if s.failed:
+            count = "1 case" if len(s.failed) == 1 else f"{len(s.failed)} cases"
+            notes.append(f"{s.name} failed on {count}, which no mean here and no test of it includes: {shortened(s.failed)}.")
+    stated = {key: [value for s in scores if (value := _of(s, key)) is not None] for key in COMMON}
+    differing = [key.removesuffix("_sha256") for key, values in stated.items() if any(v != values[0] for v in values)]
     if differing:
         notes.append(f"The networks differ in {', '.join(differing)}, too, not in their architecture alone.")
     begun = {s.name: _beginning(s) for s in scores if s.records}
@@ -303,30 +250,29 @@ def _beginning(scores: Scores) -> str:
 
 
 def _of(scores: Scores, key: str) -> Any:
-    return scores.records[0].get(key) if scores.records else None
+    """What the first record says that says it."""
+    return next((value for record in scores.records if (value := record.get(key)) is not None), None)
 
 
-# ---- statistics
+# ---- the figures
 
 
-def _standings(columns: Mapping[str, Row], whole: Mapping[str, Row], metric: str, class_name: str) -> list[Standing]:
-    """Of all networks; `whole` are their columns of the cases alone that count for each of them, within which they are ranked."""
+def _standings(scores: Sequence[Scores], cases: Collection[str], groups: Mapping[str, str], metric: str, class_name: str) -> list[Standing]:
+    """Of all networks, over cases that all of them have."""
     sign = 1 if metric == "hd95_mm" else -1
-    intervals = {
-        name: bootstrap_mean(column.values(), seed=SEED, resamples=RESAMPLES, confidence=CONFIDENCE) for name, column in columns.items()
-    }
-    means = {name: sign * round(i.mean, 6) for name, i in intervals.items() if i.mean is not None}
+    columns = {s.name: _column(s, cases, groups, metric, class_name) for s in scores}
+    intervals = {name: bootstrap_mean(column) for name, column in columns.items()}
+    means = {name: sign * round(i.mean, DIGITS) for name, i in intervals.items() if i.mean is not None}
     ranks = {name: 1 + sum(m < mean for m in means.values()) for name, mean in means.items()}
-    rows = list(zip(*(column.values() for column in whole.values()), strict=True))
-    values = sign * np.round(np.array(rows, dtype=np.float64), _DIGITS)
-    within: NDArray[np.float64] | None = stats.rankdata(values, axis=1).mean(axis=0) if values.size else None
+    rows = sign * to_digits(_rows(scores, cases, groups, metric, class_name))
+    within: NDArray[np.float64] | None = stats.rankdata(rows, axis=1).mean(axis=0) if rows.size else None
     return [
         Standing(
             name,
             metric,
             class_name,
             intervals[name],
-            sum(v is not None for v in column.values()),
+            sum(v is not None for v in column),
             ranks.get(name),
             None if within is None else float(within[n]),
         )
@@ -334,14 +280,42 @@ def _standings(columns: Mapping[str, Row], whole: Mapping[str, Row], metric: str
     ]
 
 
-def _test(own: Row, other: Row, metric: str, class_name: str, name: str) -> PairedTest:
-    pairs = [(a, b) for a, b in ((own[key], other[key]) for key in sorted(own)) if a is not None and b is not None]
-    differences = np.round(np.array([a - b for a, b in pairs], dtype=np.float64), _DIGITS)
-    unequal = differences[differences != 0]
-    p = None if not pairs else float(stats.wilcoxon(unequal, zero_method="wilcox").pvalue) if unequal.size else 1.0
-    better = -differences if metric == "hd95_mm" else differences
-    effect = rank_biserial(better.tolist())
-    return PairedTest(metric, class_name, name, len(pairs), int(unequal.size), p, None, effect, bootstrap_median(differences.tolist()))
+def _column(scores: Scores, cases: Collection[str], groups: Mapping[str, str], metric: str, class_name: str) -> list[float | None]:
+    """One value a case, or a person: the mean of its cases that count."""
+    gathered: dict[str, list[float | None]] = {}
+    for case in sorted(cases):
+        gathered.setdefault(groups[case], []).append(scores.value(case, metric, class_name))
+    return [mean_of_counted(values) for values in gathered.values()]
+
+
+def _test(own: Scores, other: Scores, groups: Mapping[str, str], metric: str, class_name: str) -> PairedTest:
+    rows = _rows((own, other), own.cases.keys() & other.cases.keys(), groups, metric, class_name)
+    differences = to_digits([a - b for a, b in rows])
+    p = signed_rank_p(differences) if rows else None
+    effect = rank_biserial(-differences if metric == "hd95_mm" else differences)
+    changed = int(unequal(differences).size)
+    return PairedTest(metric, class_name, other.name, len(rows), changed, p, None, effect, bootstrap_median(differences.tolist()))
+
+
+def _rows(
+    networks: Sequence[Scores], cases: Collection[str], groups: Mapping[str, str], metric: str, class_name: str
+) -> list[tuple[float, ...]]:
+    """The values of each network, a row a case that counts for all of them, or a person: the means of such cases, the same for each."""
+    gathered: dict[str, list[tuple[float | None, ...]]] = {}
+    for case in sorted(cases):
+        row = _held_together(networks, case, metric, class_name)
+        if None not in row:
+            gathered.setdefault(groups[case], []).append(row)
+    return [tuple(mean_of_counted(column) or 0.0 for column in zip(*rows, strict=True)) for _, rows in sorted(gathered.items())]
+
+
+def _held_together(networks: Sequence[Scores], case: str, metric: str, class_name: str) -> tuple[float | None, ...]:
+    """What each network has in one case; None where nothing counts."""
+    columns = []
+    for name in networks[0].classes if class_name == MEAN else (class_name,):
+        row = [s.cases[case][name][metric] for s in networks]
+        columns.append(row if metric == "hd95_mm" else side_by_side(row))
+    return tuple(mean_of_counted(own) for own in zip(*columns, strict=True))
 
 
 def _corrected(tests: Sequence[PairedTest]) -> list[PairedTest]:

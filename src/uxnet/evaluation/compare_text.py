@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from uxnet.errors import InputError
-from uxnet.evaluation.compare import MEAN, Comparison, PairedTest, Standing
-from uxnet.evaluation.evaluate import CONFIDENCE, RESAMPLES, SEED
+from uxnet.evaluation.compare import Comparison, PairedTest, Standing
 from uxnet.evaluation.metrics import METRICS
-from uxnet.evaluation.statistics import Interval
+from uxnet.evaluation.paired import EXACT
+from uxnet.evaluation.scores import MEAN
+from uxnet.evaluation.statistics import CONFIDENCE, RESAMPLES, SEED, Interval
 from uxnet.io import atomic
 
 _DIGITS = {"dice": 4, "hd95_mm": 2, "nsd": 4}
@@ -27,14 +28,16 @@ def verdict(comparison: Comparison) -> list[str]:
     if top.interval.mean is None:
         return ["No case counts in Dice, so nothing can be said."]
     leaders = [s.name for s in ranked if s.rank == 1]
-    scored = "none" if mine.interval.mean is None else f"{mine.interval.mean:.4f}"
-    counted = f"{comparison.n} {comparison.by}{'' if comparison.n == 1 else 's'}"
+    counted = _counted(comparison, leaders)
+    if len(ranked) == 1:
+        return [f"{own} has a mean Dice of {top.interval.mean:.4f} over {counted}; there is no other network to hold it against."]
     share = "have the same highest mean Dice" if len(leaders) > 1 else "has the highest mean Dice"
     best = f"{_listed(leaders)} {share}, {top.interval.mean:.4f}, over {counted}"
-    if len(ranked) == 1:
-        return [f"{own} has a mean Dice of {scored} over {counted}; there is no other network to hold it against."]
-    if own not in leaders:
-        best += f"; {own} has {scored} and is number {mine.rank} of {len(ranked)}"
+    if mine.interval.mean is None:
+        best += f"; {own} has none, since no {comparison.by} counts for it"
+    elif own not in leaders:
+        over = "" if mine.n == top.n else f" over {_counted(comparison, [own])}"
+        best += f"; {own} has {mine.interval.mean:.4f}{over} and is number {mine.rank} of {sum(s.rank is not None for s in ranked)}"
     tests = [t for t in comparison.tests if (t.metric, t.class_name) == ("dice", MEAN)]
     sides = {side: [t.other for t in tests if t.favours(comparison.alpha) == side] for side in (1, -1, 0)}
     words = [f"significantly {what} than {_listed(sides[s])}" for s, what in ((1, "better"), (-1, "worse")) if sides[s]]
@@ -78,6 +81,12 @@ def _who_wins(comparison: Comparison, leaders: Sequence[str], sides: Mapping[int
     return f"The difference in Dice between {top} and {own} is not significant ({p}): neither can be said to be the better one."
 
 
+def _counted(comparison: Comparison, names: Sequence[str]) -> str:
+    """How many cases or persons count for each of these networks in mean Dice."""
+    numbers = list(dict.fromkeys(comparison.standing(name).n for name in names))
+    return f"{_listed(list(map(str, numbers)))} {comparison.by}{'' if numbers == [1] else 's'}"
+
+
 def _beside(comparison: Comparison, top: str, metric: str) -> str:
     """How the best network in another metric stands to the reference network there."""
     words = {-1: "significantly better than", 0: "not to be told from", 1: "in most cases significantly worse than"}
@@ -101,7 +110,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         "settings": {
             "tolerance_mm": comparison.tolerance_mm,
             "empty": comparison.empty,
-            "test": "Wilcoxon signed-rank, two-sided, zero differences left out",
+            "test": f"Wilcoxon signed-rank, two-sided, zero differences left out, exact up to {EXACT} others",
             "correction": "Holm",
             "alpha": comparison.alpha,
             "confidence": CONFIDENCE,
@@ -120,7 +129,8 @@ def legend(comparison: Comparison) -> str:
     own = comparison.reference
     means = (
         f"Means over {comparison.by}s with {CONFIDENCE:.0%} bootstrap intervals; rank by mean, and in parentheses the mean of the ranks "
-        f"within {comparison.by}s. NSD at {comparison.tolerance_mm:g} mm."
+        f"within {comparison.by}s. n: {comparison.by}s that count in mean Dice; where another score has others, n stands behind it. "
+        f"NSD at {comparison.tolerance_mm:g} mm."
     )
     tests = (
         f" Tests: Wilcoxon's signed-rank, two-sided, zero differences left out, of {own} against each other network; p after Holm's "
@@ -132,12 +142,13 @@ def legend(comparison: Comparison) -> str:
 
 def standing_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table of means: a row a network, the best in mean Dice first."""
-    head = ["network", "rank", *(TITLES[m] for m in METRICS), *comparison.classes]
+    head = ["network", "rank", "n", *(TITLES[m] for m in METRICS), *comparison.classes]
     rows = []
     for s in comparison.ranked():
-        own = [interval_text(comparison.standing(s.name, m).interval, _DIGITS[m]) for m in METRICS]
-        single = [comparison.standing(s.name, "dice", c).interval.mean for c in comparison.classes]
-        rows.append([s.name, _rank(s), *own, *("-" if mean is None else f"{mean:.4f}" for mean in single)])
+        own = [(one.n, interval_text(one.interval, _DIGITS[m])) for m in METRICS for one in [comparison.standing(s.name, m)]]
+        single = [comparison.standing(s.name, "dice", c) for c in comparison.classes]
+        own += [(one.n, "-" if one.interval.mean is None else f"{one.interval.mean:.4f}") for one in single]
+        rows.append([s.name, _rank(s), str(s.n), *(text if n in (0, s.n) else f"{text}, n = {n}" for n, text in own)])
     return head, rows
 
 
@@ -173,6 +184,19 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; the first column to the left, the others to the right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def write_markdown(path: Path, comparison: Comparison) -> None:
+    """`to_markdown` as a page of its own.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    try:
+        with atomic(path) as temporary:
+            temporary.write_text(f"# Comparison\n\n{to_markdown(comparison)}", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def write_csv(path: Path, comparison: Comparison) -> None:

@@ -11,12 +11,10 @@ from typing import Any
 from uxnet.errors import InputError, UxnetError
 from uxnet.evaluation.metrics import METRICS, ClassMetrics, Empty, Outcome, case_metrics, check_settings
 from uxnet.evaluation.pairs import Failure, Pair, find_labels_file, find_pairs, labels_from_values, read_labels_file
-from uxnet.evaluation.statistics import Interval, bootstrap_mean, mean_of_counted
+from uxnet.evaluation.statistics import CONFIDENCE, RESAMPLES, SEED, Interval, bootstrap_mean, mean_of_counted
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.io import atomic, read_labels, write_json
 from uxnet.labels import Labels
-
-CONFIDENCE, RESAMPLES, SEED = 0.95, 2000, 0
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def evaluate_pairs(
     """Evaluates (case name, prediction, reference) one by one. A case that cannot be is among the failures; the rest goes on.
 
     Raises:
-        RecipeError: if the tolerance is negative or not finite, or `empty` is neither "skip" nor "one".
+        UsageError: if the tolerance is negative or not finite, or `empty` is neither "skip" nor "one".
         Cancelled: if `report` says so.
     """
     check_settings(tolerance_mm, empty)
@@ -169,7 +167,7 @@ def evaluate_files(
         labels: the file that says what values mean; by default `find_labels_file`, and where there is none, the references' values.
 
     Raises:
-        InputError, LabelsError, RecipeError: as `find_pairs`, `read_labels_file`, `labels_from_values`, `evaluate_pairs`.
+        InputError, LabelsError, UsageError: as `find_pairs`, `read_labels_file`, `labels_from_values`, `evaluate_pairs`.
     """
     check_settings(tolerance_mm, empty)
     found = find_pairs(predicted, reference)
@@ -222,13 +220,7 @@ def write_evaluation_csv(path: Path, evaluation: Evaluation) -> None:
 
 def _summary(name: str, scored: Iterable[ClassMetrics], values: dict[str, list[float | None]]) -> Summary:
     outcomes = [c.outcome for c in scored]
-    dice, hd95_mm, nsd = (
-        Score(
-            bootstrap_mean(values[m], seed=SEED, resamples=RESAMPLES, confidence=CONFIDENCE),
-            sum(v is not None for v in values[m]),
-        )
-        for m in METRICS
-    )
+    dice, hd95_mm, nsd = (Score(bootstrap_mean(values[m]), sum(v is not None for v in values[m])) for m in METRICS)
     counts = [outcomes.count(o) for o in (Outcome.FOUND, Outcome.MISSED, Outcome.FALSE_POSITIVE, Outcome.ABSENT)]
     return Summary(name, dice, hd95_mm, nsd, *counts)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from uxnet.errors import LabelsError, RecipeError, VolumeError
+from uxnet.errors import LabelsError, UsageError, VolumeError
 from uxnet.geometry import Geometry
 from uxnet.labels import IntArray, Labels
 from uxnet.volume import Volume
@@ -81,7 +81,7 @@ def case_metrics(
     Raises:
         VolumeError: if the grids differ (naming both files), or a map is no single channel of integers.
         LabelsError: if a map holds values that are no labels (naming file and values).
-        RecipeError: if the tolerance is negative or not finite, or `empty` is neither word.
+        UsageError: if the tolerance is negative or not finite, or `empty` is neither word.
     """
     check_settings(tolerance_mm, empty)
     if not predicted.geometry.same_grid(reference.geometry):
@@ -101,6 +101,17 @@ def case_metrics(
         masks = (labels.mask(p[box], name), labels.mask(r[box], name))
         results.append(_class_metrics(name, *masks, geometry, tolerance_mm, empty))
     return tuple(results)
+
+
+def dice_scores(predicted: IntArray, reference: IntArray, labels: Labels) -> dict[str, float | None]:
+    """Dice of every class of two label maps of values; None where neither shows it. Ignored voxels count in neither."""
+    counted = True if labels.ignore is None else reference != labels.ignore
+    scores: dict[str, float | None] = {}
+    for name in labels.classes:
+        a, b = labels.mask(predicted, name) & counted, labels.mask(reference, name) & counted
+        both = int(a.sum()) + int(b.sum())
+        scores[name] = 2 * int((a & b).sum()) / both if both else None
+    return scores
 
 
 def missing_scores(outcome: Outcome, diagonal_mm: float, empty: Empty = "skip") -> tuple[float | None, float | None, float | None]:
@@ -144,12 +155,12 @@ def check_settings(tolerance_mm: float, empty: str) -> None:
     """Refuses settings that would make every case wrong.
 
     Raises:
-        RecipeError: if the tolerance is negative or not finite, or `empty` is neither "skip" nor "one".
+        UsageError: if the tolerance is negative or not finite, or `empty` is neither "skip" nor "one".
     """
     if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
-        raise RecipeError(f"tolerance_mm is {tolerance_mm}; give a length in mm, 0 or more")
+        raise UsageError(f"tolerance_mm is {tolerance_mm}; give a length in mm, 0 or more")
     if empty not in ("skip", "one"):
-        raise RecipeError(f'empty is {empty!r}; give "skip" or "one"')
+        raise UsageError(f'empty is {empty!r}; give "skip" or "one"')
 
 
 def _class_metrics(name: str, p: Mask, r: Mask, geometry: Geometry, tolerance_mm: float, empty: Empty) -> ClassMetrics:

@@ -7,12 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uxnet.errors import InputError
+from uxnet.errors import InputError, shortened
 from uxnet.evaluation.metrics import METRICS
+from uxnet.evaluation.statistics import mean_of_counted
 from uxnet.io import read_json
 
 RECORD_SCHEMA = "uxnet crossval record"
 RECORD_VERSION = 1
+
+DIGITS = 6
+"""Of every number in a record, and of what is read: a file of `uxnet evaluate` has more, and equal scores must be equal."""
+
+MEAN = "mean"
+"""The mean over a case's classes, which stands among the classes."""
 
 COMMON = ("recipe_sha256", "split_sha256", "dataset_sha256", "labels_sha256", "budget")
 """What all records of a cross-validation agree in; with it, networks are compared on equal terms."""
@@ -31,6 +38,8 @@ class Scores:
         had it where nobody knew.
     tolerance_mm, empty: how it was scored, see docs/evaluation.md.
     records: the cross-validation's records, in the order of their folds; none for a file of `uxnet evaluate`.
+    references: case -> class -> ml that its reference has; of the cases that say it.
+    failed: cases that could not be scored; they are not among `cases`.
     """
 
     name: str
@@ -40,6 +49,13 @@ class Scores:
     empty: str
     persons: Mapping[str, str] = field(default_factory=dict)
     records: tuple[Mapping[str, Any], ...] = ()
+    references: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    failed: tuple[str, ...] = ()
+
+    def value(self, case: str, metric: str = "dice", class_name: str = MEAN) -> float | None:
+        """What one case has in one class, or in the mean over its classes that count; None where nothing counts."""
+        values = self.cases[case]
+        return mean_of_counted(values[name][metric] for name in (self.classes if class_name == MEAN else (class_name,)))
 
 
 def read_scores(sources: Sequence[str | Path]) -> tuple[Scores, ...]:
@@ -151,6 +167,11 @@ def _read(path: Path, name: str) -> Scores:
             for case in data["cases"]
         }
         persons = {str(case["case"]): str(case["person"]) for case in data["cases"] if "person" in case}
+        references = {
+            str(case["case"]): {str(c): float(values["reference_ml"]) for c, values in case["classes"].items() if "reference_ml" in values}
+            for case in data["cases"]
+        }
+        failed = tuple(str(failure["case"]) for failure in data.get("failures", ()))
         settings, own = data["settings" if not recorded else "evaluation"], str(data["name"]) if recorded else _own_name(path)
         tolerance_mm, empty = float(settings["tolerance_mm"]), str(settings["empty"])
         # Of a record as it is, the classes of its cases; a file of evaluate names them even where it has no case.
@@ -163,11 +184,11 @@ def _read(path: Path, name: str) -> Scores:
         raise InputError(f"{path}: it scores no case")
     if len(cases) < len(data["cases"]) or any(tuple(values) != classes for values in cases.values()):
         raise InputError(f"{path}: it scores a case twice, or not all cases in the same classes; it has been changed by hand")
-    return Scores(name or own, classes, cases, tolerance_mm, empty, persons, (data,) if recorded else ())
+    return Scores(name or own, classes, cases, tolerance_mm, empty, persons, (data,) if recorded else (), references, failed)
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+    return None if value is None else round(float(value), DIGITS)
 
 
 def _own_name(path: Path) -> str:
@@ -183,21 +204,32 @@ def _together(parts: Sequence[Scores]) -> Scores:
     first = parts[0]
     cases: dict[str, Values] = {}
     persons: dict[str, str] = {}
+    references: dict[str, Mapping[str, float]] = {}
+    _refuse_another_network(parts)
     for part in parts:
-        for key in ("network", "settings", "init", *COMMON):
-            if [r.get(key) for r in part.records] != [r.get(key) for r in first.records]:
-                raise InputError(
-                    f"{first.name}: two records of this name differ in {key} ({first.records[0].get(key) if first.records else '-'}; "
-                    f"{part.records[0].get(key) if part.records else '-'}); compare one of them, or give the other a name: NAME=FILE"
-                )
         if (part.classes, part.tolerance_mm, part.empty) != (first.classes, first.tolerance_mm, first.empty):
             raise InputError(f"{first.name}: two files of this name have other classes or were scored in other ways; score them alike")
         twice = sorted(cases.keys() & part.cases.keys())
         if twice:
-            raise InputError(f"{first.name}: {', '.join(twice[:5])} scored twice; each case may be in one fold's test part only")
+            raise InputError(f"{first.name}: {shortened(twice)} scored twice; each case may be in one fold's test part only")
         cases |= part.cases
         persons |= part.persons
+        references |= part.references
     if all(person == case for case, person in persons.items()):
         persons = {}
     records = sorted((r for part in parts for r in part.records), key=lambda r: int(r["fold"]))
-    return Scores(first.name, first.classes, cases, first.tolerance_mm, first.empty, persons, tuple(records))
+    failed = tuple(sorted({case for part in parts for case in part.failed} - cases.keys()))
+    return Scores(first.name, first.classes, cases, first.tolerance_mm, first.empty, persons, tuple(records), references, failed)
+
+
+def _refuse_another_network(parts: Sequence[Scores]) -> None:
+    """Records of one name are of one network on one set of terms. What a record does not state of the terms is passed over."""
+    name, rename = parts[0].name, "compare one of them, or give the other a name: NAME=FILE"
+    if len({bool(part.records) for part in parts}) > 1:
+        raise InputError(f"{name}: a record and a file of uxnet evaluate have this name; {rename}")
+    for key in ("network", "settings", "init", *COMMON):
+        found = [record.get(key) for part in parts for record in part.records]
+        stated = [value for value in found if value is not None or key not in COMMON]
+        for value in stated:
+            if value != stated[0]:
+                raise InputError(f"{name}: two records of this name differ in {key} ({stated[0]}; {value}); {rename}")

@@ -1,25 +1,30 @@
-"""Means over cases and how sure they are."""
+"""Means and medians over cases, and how sure they are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
+
+CONFIDENCE, RESAMPLES, SEED = 0.95, 2000, 0
+"""Of every interval: the share of resampled values that it holds, how often cases are drawn anew, and where the drawing begins."""
 
 # Resamples are drawn in blocks of about this many numbers, so that thousands of cases need no gigabytes.
 _BLOCK = 1_000_000
 
 
 class Interval(NamedTuple):
-    """A mean and its confidence interval; None where there is too little to say."""
+    """A mean (or median) and its confidence interval; None where there is too little to say."""
 
     mean: float | None
     low: float | None
     high: float | None
 
 
-def bootstrap_mean(values: Iterable[float | None], *, seed: int = 0, resamples: int = 2000, confidence: float = 0.95) -> Interval:
+def bootstrap_mean(
+    values: Iterable[float | None], *, seed: int = SEED, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+) -> Interval:
     """The mean over cases, with the percentile bootstrap's confidence interval (Efron and Tibshirani 1993, chapter 13).
 
     Args:
@@ -31,18 +36,29 @@ def bootstrap_mean(values: Iterable[float | None], *, seed: int = 0, resamples: 
     Returns:
         (mean, low, high). One case has a mean and no interval; none has neither.
     """
+    return _bootstrap(values, np.mean, seed, resamples, confidence)
+
+
+def bootstrap_median(
+    values: Iterable[float | None], *, seed: int = SEED, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+) -> Interval:
+    """The median over cases with its interval, as `bootstrap_mean`; the first field is the median."""
+    return _bootstrap(values, np.median, seed, resamples, confidence)
+
+
+def _bootstrap(values: Iterable[float | None], statistic: Callable[..., Any], seed: int, resamples: int, confidence: float) -> Interval:
     counted = np.array([v for v in values if v is not None], dtype=np.float64)
     n = counted.size
     if n == 0:
         return Interval(None, None, None)
-    mean = float(counted.mean())
+    found = float(statistic(counted))
     if n == 1:
-        return Interval(mean, None, None)
+        return Interval(found, None, None)
     rng = np.random.default_rng(seed)
     rows = max(1, _BLOCK // n)
-    blocks = [counted[rng.integers(0, n, size=(min(rows, resamples - done), n))].mean(axis=1) for done in range(0, resamples, rows)]
+    blocks = [statistic(counted[rng.integers(0, n, size=(min(rows, resamples - done), n))], axis=1) for done in range(0, resamples, rows)]
     low, high = np.quantile(np.concatenate(blocks), ((1 - confidence) / 2, (1 + confidence) / 2))
-    return Interval(mean, float(low), float(high))
+    return Interval(found, float(low), float(high))
 
 
 def mean_of_counted(values: Iterable[float | None]) -> float | None:

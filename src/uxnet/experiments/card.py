@@ -18,14 +18,13 @@ import numpy as np
 
 from uxnet.errors import InputError, ModelError, RecipeError
 from uxnet.evaluation.metrics import METRICS
-from uxnet.evaluation.scores import Scores, Values, read_scores
+from uxnet.evaluation.scores import MEAN, Scores, read_scores
 from uxnet.evaluation.statistics import bootstrap_mean, mean_of_counted
 from uxnet.io import atomic, sha256
 from uxnet.model import Model, read_model, read_weights, write_model
 from uxnet.recipe import from_plain, to_plain
 from uxnet.shipped import MOST_BYTES, Card, Evaluation, Failure, Score, Training, write_card
 
-MEAN = "mean"
 _WORST = 5
 _DIGITS = 4
 
@@ -107,7 +106,7 @@ def _of_one_network(found: Sequence[Scores], model: Model) -> Scores:
 def _evaluation(scores: Scores, model: Model, told: Mapping[str, str], worst: int) -> Evaluation:
     persons = {case: scores.persons.get(case, case) for case in scores.cases}
     several = len(set(persons.values())) < len(persons)
-    means = {case: mean_of_counted(values[c]["dice"] for c in scores.classes) for case, values in scores.cases.items()}
+    means = {case: scores.value(case) for case in scores.cases}
     failing = sorted((dice, case) for case, dice in means.items() if dice is not None)[:worst]
     return Evaluation(
         what=_relation(scores, model),
@@ -115,19 +114,18 @@ def _evaluation(scores: Scores, model: Model, told: Mapping[str, str], worst: in
         persons=len(set(scores.persons.values())),
         by="person" if several else "case",
         tolerance_mm=scores.tolerance_mm,
-        scores=tuple(_score(name, scores.cases, persons, scores.classes) for name in (*scores.classes, MEAN)),
+        scores=tuple(_score(name, scores, persons) for name in (*scores.classes, MEAN)),
         failures=tuple(Failure(case, round(dice, _DIGITS), told.get(case) or _what(case, scores)) for dice, case in failing),
     )
 
 
-def _score(name: str, cases: Mapping[str, Values], persons: Mapping[str, str], classes: Sequence[str]) -> Score:
+def _score(name: str, scores: Scores, persons: Mapping[str, str]) -> Score:
     """A structure's means with their intervals: over persons, each the mean of its cases, since two sides of one are alike."""
     found = {}
     for metric in METRICS:
         gathered: dict[str, list[float | None]] = {}
-        for case, values in cases.items():
-            value = mean_of_counted(values[c][metric] for c in classes) if name == MEAN else values[name][metric]
-            gathered.setdefault(persons[case], []).append(value)
+        for case in scores.cases:
+            gathered.setdefault(persons[case], []).append(scores.value(case, metric, name))
         interval = bootstrap_mean(mean_of_counted(values) for values in gathered.values())
         found[metric] = tuple(round(value, _DIGITS) for value in interval if value is not None)
     return Score(name, **found)

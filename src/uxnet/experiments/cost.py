@@ -11,6 +11,8 @@ import numpy as np
 
 from uxnet.dataset.manifest import Case
 from uxnet.errors import DatasetError
+from uxnet.evaluation.metrics import dice_scores
+from uxnet.evaluation.paired import side_by_side
 from uxnet.evaluation.statistics import mean_of_counted
 from uxnet.events import Progress, Report, silent
 from uxnet.inference.precision import trusted
@@ -123,13 +125,11 @@ def cost_of(cases: Sequence[Case], float32: Sequence[Path], int8: Sequence[Path]
 
 def _case_scores(case: Case, before: Any, after: Any, labels: Labels) -> dict[str, tuple[float, float]]:
     """Dice of each class that counts, in float32 and int8."""
-    from uxnet.training.validate import dice_scores  # its room imports torch
-
     if case.labels is None:
         raise DatasetError(f"{case.name}: it has no label map; scoring needs one")
     reference = read_labels(case.labels).array
     if reference.shape != before.shape:
         raise DatasetError(f"{case.labels}: its grid differs from its image's; run `uxnet inspect` on the dataset")
     both = (dice_scores(before, reference, labels), dice_scores(after, reference, labels))
-    scores = {name: [score[name] for score in both] for name in labels.classes}
-    return {name: (1.0 if a is None else a, 1.0 if b is None else b) for name, (a, b) in scores.items() if (a, b) != (None, None)}
+    scores = {name: side_by_side([score[name] for score in both]) for name in labels.classes}
+    return {name: (a, b) for name, (a, b) in scores.items() if a is not None and b is not None}

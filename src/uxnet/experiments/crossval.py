@@ -110,7 +110,7 @@ def cross_validate(
         DatasetError: if the dataset has errors, the split is of another protocol, has no such fold, test cases in some folds only, or a
             test case of two folds.
         RecipeError: if an entry or the recipe asks for what cannot be, or something is chosen on cases that are scored.
-        UsageError: if jobs, threads or the budget cannot be.
+        UsageError: if jobs, threads, the tolerance or the budget cannot be.
         InputError: if `out` holds another recipe, split or record.
         ModelError: if a model to begin with cannot be read, or is of another network.
         Cancelled: out of `report`.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +20,7 @@ from uxnet.events import Report, Warn
 from uxnet.experiments.crossval_unit import Unit, rounded
 from uxnet.io import atomic
 from uxnet.model import read_model
-from uxnet.recipe import Network, Recipe, load_recipe, recipe_to_toml, same_recipe
+from uxnet.recipe import Network, Recipe, load_recipe, recipe_to_toml, same_recipe, toml_value
 
 PROTOCOL = "5x80-10-10"
 """Of the split, where none is there or given."""
@@ -65,18 +64,23 @@ def entries_of(networks: Sequence[str], variants: Sequence[str] = (), size: str 
         size: "paper" or "narrow", of all others that do not set it.
 
     Raises:
-        UsageError: if one cannot be read, or two have the same name.
+        UsageError: if one cannot be read or there is no such network, or two have the same name.
     """
+    from uxnet.networks.build import check_name  # its room imports torch
+
     entries = [Entry(name, name, {"size": size}) for name in networks]
     for variant in variants:
         name, equals, rest = variant.partition("=")
         network, *pairs = rest.split(":")
         if not equals or not network or not all("=" in pair for pair in pairs):
             raise UsageError(f"{variant!r} is no variant; write NAME=NETWORK:KEY=VALUE, such as uxnet-k9=uxnet:kernel=9")
-        settings = {key.strip(): _toml_value(value.strip()) for key, _, value in (pair.partition("=") for pair in pairs)}
+        settings = {key.strip(): toml_value(value.strip()) for key, _, value in (pair.partition("=") for pair in pairs)}
         usual = {} if network.strip() == OWN else {"size": size}
         entries.append(Entry(name.strip(), network.strip(), {**usual, **settings}))
     names = [entry.name for entry in entries]
+    for entry in entries:
+        if entry.network != OWN:
+            check_name(entry.network)
     for n, name in enumerate(names):
         if not _NAME.fullmatch(name):
             raise UsageError(f"{name!r} is no name for a network here: letters, digits, '.', '_' and '-' (it becomes part of file names)")
@@ -394,10 +398,3 @@ def _shown(value: Any) -> str:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare word

@@ -22,7 +22,7 @@ from uxnet.dataset.folds import read_split
 from uxnet.dataset.manifest import Case, Manifest
 from uxnet.errors import UxnetError
 from uxnet.evaluation import Evaluation, evaluate_pairs
-from uxnet.evaluation.scores import RECORD_SCHEMA, RECORD_VERSION
+from uxnet.evaluation.scores import DIGITS, RECORD_SCHEMA, RECORD_VERSION
 from uxnet.events import Event, Report, Warn
 from uxnet.inference.cohort import Scan, predict
 from uxnet.inference.unit import reset_peak, take_peak
@@ -30,9 +30,6 @@ from uxnet.io import alone, read_json, write_json
 from uxnet.model import read_model
 from uxnet.recipe import Recipe
 from uxnet.records import Record, append_record, read_records
-
-DIGITS = 6
-"""Of every number in a record."""
 
 _TOGETHER = 10  # steps that are timed as one: single steps are recorded to the hundredth of a second
 

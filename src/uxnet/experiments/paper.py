@@ -1,6 +1,6 @@
 """What the paper prints in its tables 1 to 5 (Lee et al., ICLR 2023, arXiv:2209.15076), digit for digit, from paper_tables.json.
 
-Figures of the table that turn out to be something else are told by `doubts`, which computes what can be computed. The counts of
+Figures of the table that turn out to be something else are told by `doubt`, which computes what can be computed. The counts of
 parameters and FLOPs are audited in `networks.survey`.
 """
 

@@ -36,6 +36,7 @@ _GMAC_A_CORE_SECOND, _GMAC_A_CORE_STEP = 6.0, 12.0
 _CPU_HOURS = 12.0  # what a training on a CPU may take unless someone says otherwise
 _PASSES = 15  # over the training cases, on a CPU; the hippocampus recipe's
 _CPU_STEPS, _GPU_STEPS = 1000, 40_000  # the 3D UX-Net's paper, section 4.1
+_LEAST_STEPS = 200  # on a CPU, however long they take
 
 
 @dataclass(frozen=True)
@@ -350,14 +351,20 @@ def _length(search: _Search, found: Found, steps: int | None, guess: float | Non
             "training.steps", _GPU_STEPS, f"As many as the 3D UX-Net's paper trains, for {plural(cases, 'training case')} a fold."
         )
     patches = min(8, max(1, round(math.prod(search.median) / math.prod(found.patch))))
-    wanted, allowed = _PASSES * cases * patches / found.batch, max(200.0, 3600 * _CPU_HOURS / guess)
+    wanted, allowed = _PASSES * cases * patches / found.batch, 3600 * _CPU_HOURS / guess
     each = f" of {patches} patches each" if patches > 1 else ""
     reason = f"{_PASSES} passes over the {plural(cases, 'training case')} of a fold{each}, {found.batch} patches a step."
     if wanted < _CPU_STEPS:
         reason = f"The least that trains a network from nothing; {wanted:.0f} would be {reason}"
-    if allowed < max(wanted, _CPU_STEPS):
-        reason = f"What {search.machine.cores} cores do in {_CPU_HOURS:g} hours, at about {guess:.1f} s a step; more would do better."
-    return Choice("training.steps", _round(min(max(_CPU_STEPS, wanted), allowed, _GPU_STEPS)), reason)
+    if wanted > _GPU_STEPS:
+        reason = f"As many as the 3D UX-Net's paper trains; {wanted:.0f} would be {reason}"
+    sensible = min(max(_CPU_STEPS, wanted), _GPU_STEPS)
+    if allowed < sensible:
+        cores = f"{plural(search.machine.cores, 'core')} at about {guess:.1f} s a step"
+        reason = f"What {cores} do in {_CPU_HOURS:g} hours; more would do better."
+        if allowed < _LEAST_STEPS:
+            reason = f"Fewer train nothing; they take {cores} {_LEAST_STEPS * guess / 3600:.0f} hours, and more would do better."
+    return Choice("training.steps", _round(max(_LEAST_STEPS, min(sensible, allowed))), reason)
 
 
 def _training_choices(search: _Search, found: Found, length: Choice, hours: float | None) -> tuple[Choice, ...]:

@@ -21,7 +21,6 @@ from uxnet.experiments.reproduce_text import PaperTable, write_table
 from uxnet.experiments.reproduce_transfer import transfer_figure
 
 __all__ = [
-    "TABLES",
     "PaperTable",
     "Table",
     "Trial",
@@ -34,7 +33,6 @@ __all__ = [
 ]
 
 Table = Literal["table1", "table2", "table3", "table4", "table5"]
-TABLES: tuple[Table, ...] = ("table1", "table2", "table3", "table4", "table5")
 
 
 def paper_table(

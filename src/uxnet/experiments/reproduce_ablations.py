@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 
-from uxnet.evaluation.compare import MEAN
-from uxnet.evaluation.scores import Scores
+from uxnet.evaluation.scores import MEAN, Scores
 from uxnet.experiments.paper import PaperRow, paper
 from uxnet.experiments.reproduce_records import (
     ABLATED,

@@ -218,17 +218,13 @@ def label_map(trial: Trial, scores: Scores, case: str) -> Path | None:
 def chosen_cases(scores: Sequence[Scores], kept: dict[str, list[str]], rows: int) -> list[str]:
     """`rows` of the cases that all networks have, evenly spaced in the order of their mean Dice over the networks, lowest first."""
     shared = sorted(set.intersection(*(set(kept[s.name]) for s in scores)))
-    means = {case: mean_of_counted(_dice(s, case) for s in scores) for case in shared}
+    means = {case: mean_of_counted(s.value(case) for s in scores) for case in shared}
     order = sorted(shared, key=lambda case: (-1.0 if means[case] is None else float(means[case] or 0.0), case))
     if rows >= len(order):
         return order
     if rows == 1:
         return [order[len(order) // 2]]
     return [order[round(n * (len(order) - 1) / (rows - 1))] for n in range(rows)]
-
-
-def _dice(scores: Scores, case: str) -> float | None:
-    return mean_of_counted(scores.cases[case][name]["dice"] for name in scores.classes)
 
 
 def _by_title(trial: Trial) -> list[Scores]:
@@ -252,7 +248,7 @@ def _row(manifest: Manifest, scores: Sequence[Scores], kept: dict[str, dict[str,
     spot = most_different(truth, [one for one in maps if one is not None], plane, background=manifest.labels.background)
     texts = [""]
     for s, one in zip(scores, maps, strict=True):
-        dice = _dice(s, case) if case in s.cases else None
+        dice = s.value(case) if case in s.cases else None
         texts.append("not run" if one is None else "no class counts" if dice is None else f"Dice {dice:.3f}")
     return ZoomedRow(case, image, (truth, *maps), tuple(texts), plane, spot)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from uxnet.errors import InputError
-from uxnet.evaluation.compare import MEAN, compare
+from uxnet.evaluation.compare import compare
 from uxnet.evaluation.metrics import METRICS
-from uxnet.evaluation.scores import COMMON, Scores, read_record, read_scores, record_files
+from uxnet.evaluation.scores import COMMON, MEAN, Scores, read_record, read_scores, record_files
 from uxnet.evaluation.statistics import mean_of_counted
 from uxnet.experiments.paper import Challenge, challenge_of, paper
 
@@ -145,9 +145,7 @@ def _trial(files: Sequence[Path], said: str) -> Trial:
 
 def mean_dice(scores: Scores, class_name: str) -> Mean:
     """Of a class, or of the mean over classes, taken within each case first; over the cases of all folds."""
-    names = scores.classes if class_name == MEAN else (class_name,)
-    values = [mean_of_counted(case[name]["dice"] for name in names) for case in scores.cases.values()]
-    counted = [value for value in values if value is not None]
+    counted = [value for case in scores.cases if (value := scores.value(case, "dice", class_name)) is not None]
     return Mean(mean_of_counted(counted), len({r["fold"] for r in scores.records}), len(counted))
 
 
@@ -183,7 +181,7 @@ def _dice_only(scores: Scores) -> Scores:
         case: {name: {m: values[name]["dice"] if m == "dice" else None for m in METRICS} for name in scores.classes}
         for case, values in scores.cases.items()
     }
-    return Scores(scores.name, scores.classes, cases, scores.tolerance_mm, scores.empty, scores.persons, scores.records)
+    return replace(scores, cases=cases)
 
 
 # ---- which network it is

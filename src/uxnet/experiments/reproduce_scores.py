@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from uxnet.evaluation.compare import MEAN
-from uxnet.evaluation.scores import Scores
+from uxnet.evaluation.scores import MEAN, Scores
 from uxnet.experiments.paper import Challenge, PaperRow, doubt, paper
 from uxnet.experiments.reproduce_records import (
     ALPHA,

@@ -73,7 +73,7 @@ def _tested(trials: Sequence[Trial], unit: str) -> tuple[dict[str, list[Run]], l
     for length, trial in zip(lengths, trials, strict=True):
         for scores in trial.scores:
             for record in scores.records:
-                dice = _test_dice(record)
+                dice = mean_of_counted(scores.value(str(case["case"])) for case in record["cases"])
                 if dice is not None:
                     found.setdefault(scores.name, {}).setdefault(int(record["fold"]), {})[length] = dice
     tested, said = {}, []
@@ -113,8 +113,3 @@ def _refuse_others(trials: Sequence[Trial]) -> None:
 
 def _length(budget: Mapping[str, Any]) -> float:
     return float(budget["core_seconds"]) if "core_seconds" in budget else float(sum(budget["steps"]))
-
-
-def _test_dice(record: Mapping[str, Any]) -> float | None:
-    """None where no class of any case counts."""
-    return mean_of_counted(mean_of_counted(values["dice"] for values in case["classes"].values()) for case in record["cases"])

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from uxnet.errors import RecipeError
+from uxnet.errors import RecipeError, UsageError
 from uxnet.networks.blocks import PerAxis, made_careful, triple
 from uxnet.networks.weights import KeyMap
 
@@ -157,6 +157,16 @@ def build(name: str, in_channels: int, out_channels: int, patch: PerAxis = 96, s
         raise RecipeError(f"network.settings: {error}") from error
 
 
+def check_name(name: str) -> None:
+    """Refuses a network that somebody asked for by name.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if name not in NETWORKS:
+        raise UsageError(_no_such(name))
+
+
 def architecture(name: str) -> Architecture:
     """The network of that name, imported.
 
@@ -164,7 +174,7 @@ def architecture(name: str) -> Architecture:
         RecipeError: if there is none.
     """
     if name not in NETWORKS:
-        raise RecipeError(f"network.name: there is no network {name!r}; there are {', '.join(NETWORKS)}")
+        raise RecipeError(f"network.name: {_no_such(name)}")
     return NETWORKS[name].load()
 
 
@@ -187,3 +197,7 @@ def with_size(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         if given.get(other, value) != value:
             del narrow[setting]
     return {**narrow, **given}
+
+
+def _no_such(name: str) -> str:
+    return f"there is no network {name!r}; there are {', '.join(NETWORKS)}"

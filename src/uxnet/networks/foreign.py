@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uxnet.errors import ModelError
+from uxnet.errors import ModelError, shortened
 from uxnet.networks.blocks import Triple, triple
 from uxnet.networks.build import architecture, build
-from uxnet.networks.weights import rename, some
+from uxnet.networks.weights import rename
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "network_weights", "model", "network", "net", "weights")
 """Keys under which checkpoints keep the weights, beside epochs, optimisers and scores."""
@@ -69,7 +69,7 @@ def unwrapped(loaded: Any) -> tuple[dict[Any, Tensor], tuple[str, ...]]:
             tables = [str(key) for key, value in table.items() if _holds_tensors(value, 1)]
             if len(tables) != 1:
                 raise ModelError(
-                    f"no table of weights by name is in it; its keys are {some(list(map(str, table))) or 'none'}; "
+                    f"no table of weights by name is in it; its keys are {shortened(table) or 'none'}; "
                     f"weights are looked for at the top and under {', '.join(WRAPPERS)}"
                 )
             inner = tables[0]
@@ -161,7 +161,7 @@ def renamed(weights: Mapping[str, Tensor], found: Recognised) -> dict[str, Tenso
             misshapen.append(f"{other} {tuple(theirs[other].shape)} where {tuple(weight.shape)} is needed")
     unknown = [name for name in theirs if name not in used and not _unread(name, theirs[name], kind)]
     problems = [
-        f"{len(names)} {what}: {some(names)}"
+        f"{len(names)} {what}: {shortened(names)}"
         for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
         if names
     ]
@@ -179,7 +179,7 @@ class _Shapes:
 
     def shape(self, name: str, axes: int = 5) -> tuple[int, ...]:
         if name not in self.shapes:
-            raise ModelError(f"the weight {name} of {self.network} is missing, among {len(self.shapes)}; it has {some(list(self.shapes))}")
+            raise ModelError(f"the weight {name} of {self.network} is missing, among {len(self.shapes)}; it has {shortened(self.shapes)}")
         found = self.shapes[name]
         if len(found) != axes or 0 in found:
             raise ModelError(f"the weight {name} has the shape {found} where {axes} axes are needed; only networks for volumes are known")
@@ -325,7 +325,7 @@ def _kind_of(weights: Mapping[str, Tensor]) -> str:
     if len(found) != 1:
         known = ", ".join(f"{name} ({kind.starts}...)" for name, kind in KINDS.items())
         what = "several networks are" if found else "no network is"
-        raise ModelError(f"{what} recognised in its {len(weights)} weights, called {some(list(weights))}; known are {known}")
+        raise ModelError(f"{what} recognised in its {len(weights)} weights, called {shortened(weights)}; known are {known}")
     return found[0]
 
 

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uxnet.errors import ModelError
+from uxnet.errors import ModelError, shortened
 from uxnet.networks.blocks import PerAxis
 from uxnet.networks.build import build
-from uxnet.networks.weights import some
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,9 @@ class Transfer:
         for what, names in (("adapted", self.adapted), ("fresh", self.fresh)):
             if names:
                 reasons = sorted(set(names.values()))
-                parts.append(f"{len(names)} {what} ({'; '.join(reasons)}: {some(list(names), 3)})")
+                parts.append(f"{len(names)} {what} ({'; '.join(reasons)}: {shortened(names, 3)})")
         if self.skipped:
-            parts.append(f"{len(self.skipped)} of the other network skipped ({some(list(self.skipped), 3)})")
+            parts.append(f"{len(self.skipped)} of the other network skipped ({shortened(self.skipped, 3)})")
         return ", ".join(parts)
 
 

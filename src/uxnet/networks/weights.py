@@ -30,8 +30,3 @@ def _filled(replacement: str, match: re.Match[str]) -> str:
         return str(int(text) + int(found.group(2))) if found.group(2) else text
 
     return re.sub(r"\{(\d+)(?:\+(\d+))?\}", group, replacement)
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """Names of weights for a message: "a, b and 12 more"."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

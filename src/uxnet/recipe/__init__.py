@@ -24,6 +24,7 @@ from uxnet.recipe.toml import (
     recipe_to_toml,
     same_recipe,
     to_plain,
+    toml_value,
     with_network,
     with_overrides,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "recipe_to_toml",
     "same_recipe",
     "to_plain",
+    "toml_value",
     "with_network",
     "with_overrides",
 ]

@@ -25,7 +25,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     """A recipe in the box by its name, or one on disk by its path.
 
     Raises:
-        RecipeError: if there is none, it is no TOML, or a key is unknown or has a wrong value; the message names file and key.
+        UsageError: if it is no file and there is none of that name.
+        RecipeError: if the file cannot be read or is no TOML, or a key is unknown or has a wrong value; the message names file and key.
     """
     path = Path(name_or_path)
     if path.suffix == ".toml" or path.is_file():
@@ -36,7 +37,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     elif str(name_or_path) in recipe_names():
         text = (_box() / f"{name_or_path}.toml").read_text(encoding="utf-8")
     else:
-        raise RecipeError(f"there is no recipe {str(name_or_path)!r}; in the box are {', '.join(recipe_names())}, or give a .toml file")
+        raise UsageError(f"there is no recipe {str(name_or_path)!r}; in the box are {', '.join(recipe_names())}, or give a .toml file")
     try:
         return recipe_from_dict(tomllib.loads(text))
     except (tomllib.TOMLDecodeError, RecipeError) as error:
@@ -87,9 +88,11 @@ def with_network(recipe: Recipe, name: str) -> Recipe:
     """The recipe with another network in every stage, with that network's own settings: the recipe's were the other one's.
 
     Raises:
-        RecipeError: if the name is empty.
+        UsageError: if there is no such network.
     """
-    check(bool(name), "network.name", "must not be empty")
+    from uxnet.networks.build import check_name  # its room imports torch
+
+    check_name(name)
     return replace(recipe, stages=tuple(replace(stage, network=Network(name)) for stage in recipe.stages))
 
 
@@ -109,7 +112,7 @@ def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         if not equals or not key:
             raise UsageError(f"{override!r} is no override; write KEY=VALUE, for example training.steps=500")
         parts = key.strip().split(".")
-        value = _toml_value(text.strip())
+        value = toml_value(text.strip())
         if parts[0] in data and parts[0] != "stages":
             targets: list[tuple[Any, list[str]]] = [(data, parts)]
         elif parts[0] == "stages":
@@ -134,7 +137,8 @@ def _box() -> Any:
     return resources.files("uxnet") / "recipes"
 
 
-def _toml_value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """A value as TOML writes it, quotes around a word may be left out."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

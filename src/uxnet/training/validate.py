@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from numpy.typing import NDArray
-
 from uxnet.dataset.manifest import Case
 from uxnet.errors import DatasetError
+from uxnet.evaluation.metrics import dice_scores
 from uxnet.evaluation.statistics import mean_of_counted
 from uxnet.events import Progress, Report, silent
 from uxnet.inference.segment import segment
@@ -70,14 +69,3 @@ def validate(
             show(case.name, image, reference, predicted, scores[case.name])
         report(Progress("validating", done, len(cases)))
     return Validation(scores)
-
-
-def dice_scores(predicted: NDArray[Any], reference: NDArray[Any], labels: Labels) -> dict[str, float | None]:
-    """Dice of every class of two label maps of values; None where neither shows it. Ignored voxels count in neither."""
-    counted = True if labels.ignore is None else reference != labels.ignore
-    scores: dict[str, float | None] = {}
-    for name in labels.classes:
-        a, b = labels.mask(predicted, name) & counted, labels.mask(reference, name) & counted
-        both = int(a.sum()) + int(b.sum())
-        scores[name] = 2 * int((a & b).sum()) / both if both else None
-    return scores
