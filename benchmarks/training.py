@@ -1,9 +1,11 @@
 """Training throughput: a whole run against its network alone on a fixed batch, against MONAI's way, and one process against two.
 
-    python benchmarks/training.py DATASET [--cases N] [--rounds N] [--steps N] [--threads N] [-o FILE.json]
+    python benchmarks/training.py DATASET [--cases N] [--rounds N] [--steps N] [--threads N] [--precision P] [-o FILE.json]
 
-The recipe is `hippocampus`. Each contestant lives in a process of its own and works while the others wait: `--steps` steps a round, in
-turn, one round to warm up. What is printed is the median over the rounds, and the median of the rounds' ratios to the first one.
+The recipe is `hippocampus`. Ours compute in `--precision`, by default what `uxnet train` takes by itself: bfloat16 on a processor that
+has it, else float32; MONAI's defaults in float32, as its pipelines do unless told otherwise. Each contestant lives in a process of its
+own and works while the others wait: `--steps` steps a round, in turn, one round to warm up. What is printed is the median over the
+rounds, and the median of the rounds' ratios to the first one.
 
     the network alone                     forwards, loss, backwards, clipping, AdamW on one batch again and again: no data, no records
     a run                                 `fit`: patches, augmentation, network, optimiser, records
@@ -58,11 +60,11 @@ def network_of(stage: Stage, manifest: Manifest) -> torch.nn.Module:
     return build(stage.network.name, len(manifest.channel_names), labels.out_channels, stage.sampling.patch, stage.network.settings)
 
 
-def run_steps(stage: Stage, cases: list[CachedCase], manifest: Manifest, folder: Path) -> Callable[[int], float]:
+def run_steps(stage: Stage, cases: list[CachedCase], manifest: Manifest, folder: Path, precision: str) -> Callable[[int], float]:
     """Whole runs: seconds a step between the third and the last, as the records have them."""
 
     def work(steps: int) -> float:
-        training = replace(stage.training, steps=steps + 3, validate_every=steps + 3, checkpoint_every=steps + 3, precision="float32")
+        training = replace(stage.training, steps=steps + 3, validate_every=steps + 3, checkpoint_every=steps + 3)
         own = replace(stage, training=training)
         with tempfile.TemporaryDirectory(dir=folder) as name:
             files = RunFiles(Path(name))
@@ -73,7 +75,7 @@ def run_steps(stage: Stage, cases: list[CachedCase], manifest: Manifest, folder:
                 stage=own,
                 labels=manifest.labels,
                 loss_of=SegmentationLoss(stage.loss, manifest.labels),
-                engine=TrainingEngine("cpu", "float32"),
+                engine=TrainingEngine("cpu", precision),
                 files=files,
                 identity="benchmark",
                 hooks=Hooks(lambda _: None),
@@ -85,10 +87,10 @@ def run_steps(stage: Stage, cases: list[CachedCase], manifest: Manifest, folder:
 
 
 def loop_steps(
-    stage: Stage, manifest: Manifest, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], monai: bool
+    stage: Stage, manifest: Manifest, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], precision: str, monai: bool
 ) -> Callable[[int], float]:
     """A plain loop over batches (images, indices)."""
-    engine = TrainingEngine("cpu", "float32")
+    engine = TrainingEngine("cpu", precision)
     network = network_of(stage, manifest)
     settings = stage.optimiser
 
@@ -128,22 +130,22 @@ def loop_steps(
     return work
 
 
-def contestant(name: str, dataset: Path, folder: Path, count: int, threads: int, pipe: Connection) -> None:
+def contestant(name: str, dataset: Path, folder: Path, count: int, threads: int, precision: str, pipe: Connection) -> None:
     """Answers each number of steps with (seconds a step, peak memory in MB), until it is told 0."""
     torch.set_num_threads(threads)
     stage, manifest = load_recipe("hippocampus").stages[0], read_dataset(dataset)
     cases = [open_case(folder / "cache", case.name) for case in manifest.cases[:count]]
     if name == RUN:
-        work = run_steps(stage, cases, manifest, folder)
+        work = run_steps(stage, cases, manifest, folder, precision)
     elif name == ALONE:
         torch.manual_seed(0)
         fixed = (
             torch.randn(stage.training.batch, 1, *stage.sampling.patch),
             torch.randint(0, 3, (stage.training.batch, 1, *stage.sampling.patch)),
         )
-        work = loop_steps(stage, manifest, iter(lambda: fixed, None), False)
+        work = loop_steps(stage, manifest, iter(lambda: fixed, None), precision, False)
     else:
-        work = loop_steps(stage, manifest, monai_batches(cases, stage, 0), name == MONAI)
+        work = loop_steps(stage, manifest, monai_batches(cases, stage, 0), precision, name == MONAI)
     while steps := pipe.recv():
         reset_peak()
         seconds = work(steps)
@@ -155,7 +157,7 @@ def compare(dataset: Path, folder: Path, given: argparse.Namespace) -> list[dict
     running = {}
     for name in (ALONE, RUN, FED, MONAI):
         here, there = context.Pipe()
-        process = context.Process(target=contestant, args=(name, dataset, folder, given.cases, given.threads, there))
+        process = context.Process(target=contestant, args=(name, dataset, folder, given.cases, given.threads, given.precision, there))
         process.start()
         there.close()
         running[name] = (process, here)
@@ -193,7 +195,7 @@ def processes(dataset: Path, folder: Path, given: argparse.Namespace) -> list[di
             out = folder / f"{count}-{threads}-{turn}"
             steps = [f"training.{key}={given.steps}" for key in ("steps", "validate_every")]
             command = ["train", dataset, "--recipe", "hippocampus", "-o", out, "--cache", folder / "cache-all", "--workers", "1"]
-            for setting in [*steps, "training.precision=float32"]:
+            for setting in [*steps, f"training.precision={given.precision}"]:
                 command += ["--set", setting]
             launcher = ["torch.distributed.run", f"--nproc-per-node={count}", "-m"] if count > 1 else []
             arguments = [sys.executable, "-m", *launcher, "uxnet", *map(str, command)]
@@ -218,9 +220,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--no-processes", action="store_true", help="leave the comparison of one and two processes out")
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
+    given.precision = TrainingEngine("cpu", given.precision).precision
 
     stage, manifest = load_recipe("hippocampus").stages[0], read_dataset(given.dataset)
     with tempfile.TemporaryDirectory() as name:
@@ -230,7 +234,9 @@ def main() -> None:
         several = [] if given.no_processes else processes(given.dataset, folder, given)
 
     console = Console()
-    table = Table(title=f"training, batch {stage.training.batch}, float32, {given.threads} threads, median of {given.rounds} rounds")
+    table = Table(
+        title=f"training, batch {stage.training.batch}, {given.precision}, {given.threads} threads, median of {given.rounds} rounds"
+    )
     for column in ("way", "patches a second", "of the network alone", "times MONAI's defaults", "peak memory, MB"):
         table.add_column(column, justify="left" if column == "way" else "right")
     for row in rows:
@@ -246,7 +252,8 @@ def main() -> None:
         console.print(table)
     if given.output:
         machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": given.threads}
-        given.output.write_text(json.dumps({"machine": machine, "rows": rows, "processes": several}, indent=1) + "\n")
+        setting = {"machine": machine, "precision": given.precision}
+        given.output.write_text(json.dumps({**setting, "rows": rows, "processes": several}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
