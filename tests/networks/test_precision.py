@@ -20,7 +20,7 @@ from torch import nn
 
 from uxnet.devices import cpu_computes_bfloat16
 from uxnet.experiments.layers import Call, check_layer, layers_of
-from uxnet.networks.blocks import CarefulConv3d, CarefulConvTranspose3d, DenseConv3d, DepthwiseConv3d
+from uxnet.networks.blocks import CarefulConv3d, CarefulConvTranspose3d, CarefulGroupNorm, DenseConv3d, DepthwiseConv3d
 from uxnet.networks.build import NETWORKS, build
 from uxnet.networks.kernels_cpu import hazardous
 from uxnet.recipe import load_recipe, recipe_names
@@ -110,8 +110,21 @@ def test_a_side_smaller_than_the_kernel_is_no_danger(module, sides, memory):
 def test_no_network_has_a_convolution_that_is_not_careful(name):
     with torch.device("meta"):
         modules = list(build(name, 1, 3, (64, 64, 64), {"size": "narrow"}).modules())
-    assert not [module for module in modules if type(module) in (nn.Conv3d, nn.ConvTranspose3d)]
+    assert not [module for module in modules if type(module) in (nn.Conv3d, nn.ConvTranspose3d, nn.GroupNorm)]
     assert any(isinstance(module, CarefulConv3d) for module in modules)
+
+
+@pytest.mark.parametrize("memory", [torch.channels_last_3d, torch.contiguous_format])
+def test_a_group_norm_in_bfloat16_computes_in_float32(memory):
+    norm = CarefulGroupNorm(2, 6)
+    x = (100 + torch.randn(2, 6, 5, 7, 6)).to(torch.bfloat16, memory_format=memory).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm(x)
+    assert y.dtype == torch.bfloat16
+    assert y.is_contiguous(memory_format=memory)
+    assert torch.equal(y, F.group_norm(x.float(), 2, norm.weight, norm.bias).bfloat16())
+    y.sum().backward()
+    assert x.grad.dtype == torch.bfloat16
 
 
 class Spy:
