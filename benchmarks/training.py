@@ -104,7 +104,7 @@ def loop_steps(
         blocks.instance_norm = torch.nn.functional.instance_norm
         kernels_cpu.pays = torchs_kernels
         loss_of = DiceCELoss(to_onehot_y=True, softmax=True)
-        running, optimiser = network, optimiser_of(network)
+        running, optimiser, backward = network, optimiser_of(network), torch.Tensor.backward
     else:
         ours = SegmentationLoss(stage.loss, manifest.labels)
 
@@ -112,15 +112,14 @@ def loop_steps(
             return ours(logits, indices[:, 0])
 
         ready = engine.setup(network, optimiser_of)
-        running, optimiser = ready.running, ready.stepping
+        running, optimiser, backward = ready.running, ready.stepping, engine.backward
 
     def work(steps: int) -> float:
         running.train()
         started = time.perf_counter()
         for _ in range(steps):
             images, indices = next(batches)
-            loss = loss_of(running(images), indices)
-            loss.backward()
+            backward(loss := loss_of(running(images), indices))
             torch.nn.utils.clip_grad_norm_(running.parameters(), stage.training.clip_gradient)
             float(loss.detach())
             optimiser.step()
