@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uxnet.errors import LabelsError
-from uxnet.labels import Label, Labels, Region, labels_from_dataset_json, labels_from_dict
+from uxnet.labels import Label, Labels, Region, is_chamber, labels_from_dataset_json, labels_from_dict, side_of, unpaired_sides
 
 
 @st.composite
@@ -181,11 +181,47 @@ def test_nnunets_regions():
         (["HIPPO LEFT", "HIPPO RIGHT"], (("HIPPO LEFT", "HIPPO RIGHT"),)),
         (["kidney_left", "kidney_right", "lung_left"], (("kidney_left", "kidney_right"),)),
         (["kidney_right", "lung_left"], ()),
+        (["Parotid_L", "Parotid_R", "Lens_L"], (("Parotid_L", "Parotid_R"),)),
+        (["r x", "l x"], (("l x", "r x"),)),
+        (["lh", "rh"], (("lh", "rh"),)),
+        (["ctx-rh-insula_l", "ctx-lh-insula_l"], (("ctx-lh-insula_l", "ctx-rh-insula_l"),)),
+        (["Kidney, Lt.", "Kidney, Rt."], (("Kidney, Lt.", "Kidney, Rt."),)),
+        (["LKidney", "RKidney", "hipL", "hipR"], (("LKidney", "RKidney"), ("hipL", "hipR"))),
+        (["Lkidney", "Rkidney"], (("Lkidney", "Rkidney"),)),
+        (["leftkidney", "kidneyright"], (("leftkidney", "kidneyright"),)),
+        (["Left-Lateral-Ventricle", "Right-Lateral-Ventricle"], (("Left-Lateral-Ventricle", "Right-Lateral-Ventricle"),)),
+        (["left ventricle", "right ventricle", "heart_atrium_left", "heart_atrium_right", "LV", "RV", "LA", "RA"], ()),
+        (["left kidney", "kidney left", "right kidney"], ()),  # two lefts
+        (["left and right kidney", "kidney"], ()),
+        (["L1", "L 1", "R1", "R 1", "vertebra_L_2"], ()),
         (["a", "b"], ()),
     ],
 )
 def test_left_and_right_are_found_in_the_names(names, pairs):
     assert labels_from_dataset_json({"labels": {"background": 0, **{n: i + 1 for i, n in enumerate(names)}}}).pairs == pairs
+
+
+NO_SIDE = ["L1", "L 5", "vertebrae_L_1", "LV", "LNs", "bright spot", "cleft", "Liver", "lung", "R2*", "RIGHT VENTRICLE"]
+
+
+@pytest.mark.parametrize("name", NO_SIDE)
+def test_names_that_say_no_side(name):
+    assert side_of(name)[0] is None
+
+
+def test_what_says_a_side_and_is_in_no_pair():
+    names = ["background", "Eye_L", "Eye_R", "Lens_R", "L1", "left atrium"]
+    labels = labels_from_dataset_json({"labels": {name: value for value, name in enumerate(names)}})
+    assert unpaired_sides(labels) == ("Lens_R",)
+    assert [name for name in labels.classes if is_chamber(name)] == ["left atrium"]
+
+
+def test_no_pairs_can_be_said():
+    data = {"labels": {"background": 0, "left kidney": 1, "right kidney": 2}, "pairs": []}
+    labels = labels_from_dataset_json(data)
+    assert labels.pairs == ()
+    assert labels.pairs_said
+    assert not labels_from_dataset_json(data | {"pairs": None}).pairs_said
 
 
 def test_pairs_and_colours_are_taken_where_given():

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import colorsys
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from uxnet.errors import LabelsError, shortened
 
 Colour = tuple[int, int, int]
+Side = Literal["left", "right"]
 IntArray = NDArray[np.integer[Any]]
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; for labels that are given none.
@@ -64,6 +65,7 @@ class Labels:
         pairs: (left, right) names of structures that change places in a mirrored image.
         ignore: a value whose voxels count neither in losses, nor in sampling, nor in metrics.
         colours: name -> (red, green, blue), 0..255; names without one get a colour of their own.
+        pairs_said: whether somebody said what the pairs are ("pairs" in a file), so that names need not be asked for their sides.
 
     Raises:
         LabelsError: if names or values occur twice, or a region, pair or colour names something that is not there.
@@ -75,6 +77,7 @@ class Labels:
     pairs: tuple[tuple[str, str], ...] = ()
     ignore: int | None = None
     colours: tuple[tuple[str, Colour], ...] = ()
+    pairs_said: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.foreground:
@@ -207,6 +210,7 @@ def labels_from_dict(data: Mapping[str, Any]) -> Labels:
             pairs=tuple((str(a), str(b)) for a, b in data["pairs"]),
             ignore=None if data["ignore"] is None else int(data["ignore"]),
             colours=tuple((str(n), (int(r), int(g), int(b))) for n, (r, g, b) in data["colours"].items()),
+            pairs_said=True,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise LabelsError(f"the labels are not described as expected: {error!r}") from error
@@ -216,8 +220,8 @@ def labels_from_dataset_json(data: Mapping[str, Any]) -> Labels:
     """The labels in a `dataset.json`: the Decathlon's {"0": "background", "1": "name"} or nnU-Net v2's {"name": 1}.
 
     In nnU-Net's form a list of values is a region and `regions_class_order` says what each writes; the name "ignore" is the ignore
-    label. Colours ({"name": [r, g, b]}) and pairs ([["left", "right"], ...]) are taken where given as `colours` and `pairs`;
-    otherwise pairs are found from names that differ only in "left" and "right".
+    label. Colours ({"name": [r, g, b]}) and pairs ([["left", "right"], ...]; [] for none) are taken where given as `colours` and
+    `pairs`; otherwise pairs are found from names that differ only in their side (`side_of`).
 
     Raises:
         LabelsError: if the labels are missing or contradict themselves.
@@ -246,8 +250,9 @@ def labels_from_dataset_json(data: Mapping[str, Any]) -> Labels:
     else:
         foreground = tuple(Label(n, v) for n, v in sorted(((n, _integer(v, n)) for n, v in rest.items()), key=lambda x: x[1]))
     names = {label.name for label in foreground} | {r.name for r in regions}
+    said = data.get("pairs") is not None
     try:
-        pairs = tuple((str(a), str(b)) for a, b in data.get("pairs") or ())
+        pairs = tuple((str(a), str(b)) for a, b in data["pairs"]) if said else _left_right(names)
         colours = tuple((str(n), (int(r), int(g), int(b))) for n, (r, g, b) in (data.get("colours") or {}).items())
     except (AttributeError, TypeError, ValueError) as error:
         raise LabelsError(f'"pairs" or "colours" are not as expected: {error}') from error
@@ -255,23 +260,92 @@ def labels_from_dataset_json(data: Mapping[str, Any]) -> Labels:
         foreground=foreground,
         background=0 if background is None else _integer(named[background], background),
         regions=regions,
-        pairs=pairs or _left_right(names),
+        pairs=pairs,
         ignore=None if ignore is None else _integer(named[ignore], ignore),
         colours=colours,
+        pairs_said=said,
     )
 
 
-def _left_right(names: set[str]) -> tuple[tuple[str, str], ...]:
-    pairs = []
-    for name in sorted(names):
-        other = re.sub(r"(?i)left", lambda m: _like(m.group(), "right"), name)
-        if other != name and other in names:
-            pairs.append((name, other))
-    return tuple(pairs)
+# ---- left and right
+
+# Strongest first: in "ctx-lh-G_insular_l" the first says the side.
+_SIDES: tuple[Mapping[str, Side], ...] = (
+    {"left": "left", "right": "right"},
+    {"lh": "left", "lt": "left", "rh": "right", "rt": "right"},
+    {"l": "left", "r": "right"},
+)
+_NOT_SIDES = {"bright", "upright", "cleft", "leftover", "leftmost", "rightmost"}
+_SPINE = {"vertebra", "vertebrae", "vertebral", "lumbar", "spine", "spinal", "disc", "disk"}
+_HEART = {"ventricle", "ventricles", "ventricular", "vent", "atrium", "atria", "atrial", "myocardium", "myo", "heart", "cardiac"}
+_GLUED, _OTHER = re.compile(r"([LlRr])([a-z]{3}.*)"), {"L": "R", "l": "r", "R": "L", "r": "l"}
+_BRAIN = re.compile(r"\b(lat|lateral) vent|\b(brain|cerebr\w*|choroid|horn)\b")
 
 
-def _like(shown: str, word: str) -> str:
-    return word.upper() if shown.isupper() else word.capitalize() if shown[0].isupper() else word
+def side_of(name: str) -> tuple[Side | None, str]:
+    """The side that the name of a structure says, and the name without it, in small letters with spaces: None where it says none.
+
+    "Left-Kidney", "Kidney_L", "lh kidney" and "LKidney" are the left "kidney". Letters count where they stand alone: L1 is a vertebra,
+    LV no left V. A name of both sides says none, and neither does one of the heart's chambers, which are no mirror images.
+    """
+    side, rest = _parted(name)
+    return (None, rest) if side is None or _of_heart(rest) else (side, rest)
+
+
+def is_chamber(name: str) -> bool:
+    """Whether the left or right of a name tells one of the heart's chambers: a mirrored body has it on the other side."""
+    side, rest = _parted(name)
+    return side is not None and _of_heart(rest)
+
+
+def unpaired_sides(labels: Labels) -> tuple[str, ...]:
+    """The names, of labels and of regions, that say a side but are in no pair, sorted."""
+    paired = {name for pair in labels.pairs for name in pair}
+    names = {*labels.classes, *(label.name for label in labels.foreground)} - paired
+    return tuple(sorted(name for name in names if side_of(name)[0]))
+
+
+def _left_right(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Names that differ in their side alone; where several have one side and one rest, nobody knows which belong together."""
+    found: dict[str, dict[Side, list[str]]] = {}
+    known = set(names)
+    for name in sorted(known):
+        side, rest = side_of(name)
+        # A letter that is written together with the rest is a side where the other's name is there, too.
+        if side is None and (glued := _GLUED.fullmatch(name)) and _OTHER[glued[1]] + glued[2] in known:
+            side, rest = _SIDES[2][glued[1].lower()], name[1:]
+        if side is not None:
+            found.setdefault(rest, {"left": [], "right": []})[side].append(name)
+    both = (sides for sides in found.values() if len(sides["left"]) == len(sides["right"]) == 1)
+    return tuple(sorted((sides["left"][0], sides["right"][0]) for sides in both))
+
+
+def _parted(name: str) -> tuple[Side | None, str]:
+    words = _words(name)
+    for tokens in _SIDES:
+        said = {tokens[word] for word in words if word in tokens}
+        rest = [word for word in words if word not in tokens]
+        # "L 1" is a vertebra, too.
+        letters = "l" in tokens
+        if letters and rest and (_SPINE & set(rest) or all(word.isdigit() for word in rest)):
+            said = set()
+        if said:
+            return (said.pop() if len(said) == 1 else None), " ".join(rest)
+    return None, " ".join(words)
+
+
+def _words(name: str) -> list[str]:
+    """In small letters; cut where no letter or digit stands, where small letters become large ("kidneyL", "LKidney"), and around a left
+    or right that is written together with the rest ("leftkidney")."""
+    cut = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})", " ", name)
+    words = []
+    for word in re.split(r"[\W_]+", cut.lower()):
+        words += [word] if word in _NOT_SIDES else re.split(r"(?<=^left)|(?<=^right)|(?=left$)|(?=right$)", word)
+    return [word for word in words if word]
+
+
+def _of_heart(rest: str) -> bool:
+    return bool(_HEART & set(rest.split())) and not _BRAIN.search(rest)
 
 
 def _integer(value: Any, name: object) -> int:

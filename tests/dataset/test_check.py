@@ -1,13 +1,15 @@
 import json
+import re
 
 import numpy as np
 import pytest
-from tiny_datasets import SHAPE, decathlon, image, label_map, nnunet, save
+from tiny_datasets import SHAPE, decathlon, image, label_map, nnunet, save, write_json
 
 from uxnet.dataset.check import check_dataset, refuse_errors, same_scans
 from uxnet.dataset.fingerprint import intensities_of
 from uxnet.dataset.manifest import read_dataset
 from uxnet.errors import Cancelled, DatasetError
+from uxnet.events import Progress
 
 
 def check(root, **options):
@@ -108,6 +110,36 @@ def test_warnings(tmp_path):
     refuse_errors(inspection)
 
 
+def whose(root, names, **options):
+    told = []
+    check_dataset(read_dataset(decathlon(root, names), **options), report=told.append)
+    return [event.message for event in told if "person" in getattr(event, "message", "")]
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        (["sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1", "sub-03"], "^([^_]+)"),
+        (["0001_t1", "0001_t2", "0002_t1"], "^([^_]+)"),
+        (["scan_001_a", "scan_001_b", "scan_002_a"], "^([^_]+_[^_]+)"),
+        (["X-GLI-0001-000", "X-GLI-0001-001", "X-GLI-0002-000"], "^([^-]+-[^-]+-[^-]+)"),
+        (["hippocampus_001", "hippocampus_003"], None),
+        (["liver_1_a", "liver_2_a"], None),
+        (["left_1", "left_2", "right_1"], None),
+    ],
+)
+def test_who_is_who_is_asked_where_nobody_says_it(tmp_path, names, pattern):
+    (told,) = whose(tmp_path, names)
+    assert "each case counts as a person of its own" in told
+    found = re.search(r"--group-by '(.*)'", told)
+    assert (found and found[1]) == pattern
+    if pattern:
+        assert whose(tmp_path, names, group_by=pattern) == []
+        assert len(read_dataset(tmp_path, group_by=pattern).persons) == len(names) - 1
+    write_json(tmp_path / "subjects.json", dict.fromkeys(names, "me"))
+    assert whose(tmp_path, names) == []
+
+
 def test_the_same_image_twice_is_no_leak_within_a_person(tmp_path):
     decathlon(tmp_path, ["p1_a", "p1_b"])
     save(tmp_path / "imagesTr/p1_b.nii.gz", image(0))
@@ -197,7 +229,7 @@ def test_processes_find_the_same(tmp_path):
     _damage(tmp_path)
     seen = []
     assert check(tmp_path, workers=2, report=seen.append) == check(tmp_path)
-    assert [(event.done, event.total) for event in seen] == [(1, 3), (2, 3), (3, 3)]
+    assert [(event.done, event.total) for event in seen if isinstance(event, Progress)] == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_the_check_can_be_cancelled(tmp_path):

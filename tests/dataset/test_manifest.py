@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny_datasets import SHAPE, decathlon, image, label_map, nnunet, save, write_json
 
+from uxnet.dataset.check import check_dataset
 from uxnet.dataset.manifest import read_dataset
 from uxnet.errors import DatasetError
 from uxnet.labels import Label, Labels
@@ -147,6 +148,19 @@ def test_folders_take_labels_and_channels_from_the_files(tmp_path, images, label
     assert manifest.labels == Labels((Label("label 1", 1), Label("label 3", 3), Label("label 7", 7)))
     assert manifest.channel_names == ("channel 0", "channel 1")
     assert [path.name for path in manifest.cases[0].images] == ["a_0000.nii.gz", "a_0001.nii"]
+
+
+def test_folders_expect_every_channel_of_every_case(tmp_path):
+    for name, channels in {"a": (0, 1, 2), "b": (0, 2), "c": (0, 1), "d": (1, 2)}.items():
+        save(tmp_path / "labels" / f"{name}.nii.gz", label_map())
+        for c in channels:
+            save(tmp_path / "images" / f"{name}_{c:04d}.nii.gz", image(c))
+    save(tmp_path / "labels/e.nii.gz", label_map())
+    save(tmp_path / "images/e.nii.gz", image(0, (6, 5, 4, 3)))  # the channels in one file
+    inspection = check_dataset(read_dataset(tmp_path))
+    missing = [(p.case, p.path.name) for p in inspection.errors]
+    assert missing == [("b", "b_0001.nii.gz"), ("c", "c_0002.nii.gz"), ("d", "d_0000.nii.gz")]
+    assert all("no such file" in p.message for p in inspection.errors)
 
 
 def test_folders_four_digits_may_be_part_of_a_name(tmp_path):

@@ -189,7 +189,7 @@ def test_mirroring_needs_symmetry_and_pairs(tmp_path):
         assert choice.key == "augment.mirror"
         return choice.value, choice.reason
 
-    assert mirror("pair", ("left lung", "right lung"))[0] == [True, False, False]
+    assert mirror("pair", ("left lung", "right lung"))[0] == mirror("letters", ("lung_L", "lung_R"))[0] == [True, False, False]
     value, reason = mirror("alone", ("left lung", "heart"))
     assert not any(value)
     assert "'left lung'" in reason

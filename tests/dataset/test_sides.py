@@ -1,8 +1,9 @@
 import pytest
 
-from uxnet.dataset.sides import lateral_axis, paired_indices
-from uxnet.errors import LabelsError
-from uxnet.labels import Label, Labels, Region
+from uxnet.dataset.sides import check_trained_sides, lateral_axis, paired_indices
+from uxnet.errors import LabelsError, RecipeError
+from uxnet.labels import Label, Labels, Region, labels_from_dataset_json
+from uxnet.recipe import Augmentation, Preparation, Stage
 
 FOUR = (Label("spleen", 9), Label("left kidney", 4), Label("right kidney", 7), Label("left lung", 1), Label("right lung", 2))
 
@@ -60,3 +61,20 @@ def test_paired_regions_trade_the_labels_that_only_one_of_them_has():
 def test_pairs_that_would_leave_a_region_on_the_wrong_side_are_refused(labels, message):
     with pytest.raises(LabelsError, match=message):
         paired_indices(labels)
+
+
+def stages(mirror, orientation="RAS"):
+    return [Stage(prepare=Preparation(orientation=orientation), augment=Augmentation(mirror=mirror))]
+
+
+def test_mirrored_sides_need_their_counterparts():
+    lone = {"labels": {"background": 0, "Parotid_L": 1, "Parotid_R": 2, "Lens_L": 3, "left atrium": 4}}
+    labels, told = labels_from_dataset_json(lone), []
+    with pytest.raises(RecipeError, match=r"axis k runs between left and right.* 'Lens_L' would be"):
+        check_trained_sides(stages((False, False, True), "AIL"), labels)
+    check_trained_sides(stages((True, True, False), "AIL"), labels, told.append)
+    check_trained_sides(stages((True,) * 3), labels_from_dataset_json(lone | {"pairs": []}), told.append)
+    assert told == []
+    del lone["labels"]["Lens_L"]
+    check_trained_sides(stages((True,) * 3), labels_from_dataset_json(lone), told.append)
+    assert "'left atrium'" in told[0].message

@@ -241,9 +241,9 @@ def test_freesurfers_sides_are_known_by_numbers_and_places_together():
 
 
 def test_which_names_say_a_side_that_nobody_can_check():
-    merge = merge_from_words(["left hippocampus=7", "right hippocampus=8", "Left lung=1+2", "brain=3"])
+    merge = merge_from_words(["left hippocampus=7", "right hippocampus=8", "Left lung=1+2", "brain=3", "Lens_R=4", "L1=5"])
     assert named_pairs(merge) == ((7, 8),)
-    assert one_sided(merge, named_pairs(merge)) == ["Left lung"]
+    assert one_sided(merge, named_pairs(merge)) == ["Left lung", "Lens_R"]
     assert isinstance(merge, Merge)
 
 

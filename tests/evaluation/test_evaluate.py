@@ -199,6 +199,23 @@ def test_labels_from_values_where_nothing_says_more(folders, tmp_path):
     assert evaluate_files(*folders).labels == LABELS
 
 
+@pytest.mark.parametrize("place", ["data", "data/labelsTs"])
+def test_labels_json_goes_before_dataset_json(folders, tmp_path, place):
+    write_json(tmp_path / place / "labels.json", {"labels": {"background": 0, "spleen": 1, "cyst": 2}})
+    assert evaluate_files(*folders).labels.classes == ("spleen", "cyst")
+
+
+def test_predictions_with_other_names_for_the_values_are_refused(folders):
+    own = folders[0] / "labels.json"
+    for same in ({"Kidney": 1, "label 2": 2, "more": 3}, {"kidney": 1}):
+        write_json(own, {"labels": {"background": 0, **same}})
+        assert evaluate_files(*folders).labels == LABELS
+    write_json(own, {"labels": {"background": 0, "cyst": 1, "kidney": 2}})
+    with pytest.raises(LabelsError, match=r"data.dataset\.json: what is 'cyst' there is 'kidney' in .*pred.labels\.json \(2 such"):
+        evaluate_files(*folders)
+    assert evaluate_files(*folders, labels=own).labels.classes == ("cyst", "kidney")
+
+
 def test_references_without_labels_say_so(tmp_path):
     with pytest.raises(LabelsError, match="nothing to evaluate"):
         labels_from_values([save(tmp_path / "x.nii", np.zeros(SHAPE, np.uint8)), tmp_path / "missing.nii"])

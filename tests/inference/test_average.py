@@ -19,6 +19,7 @@ ALL = (True, True, True)
 NONE = (False, False, False)
 MIRRORS = list(itertools.product([False, True], repeat=3))
 SIDES = Labels((Label("left kidney", 1), Label("liver", 2), Label("right kidney", 3)), pairs=(("left kidney", "right kidney"),))
+NO_SIDES = Labels((Label("kidney", 1), Label("liver", 2)))
 
 
 class Network:
@@ -210,18 +211,25 @@ def test_training_on_mirror_images_changes_nothing_of_that():
 
 def test_without_pairs_any_axis_may_be_mirrored():
     for mirror in MIRRORS:
-        assert check_mirror(mirror, "RAS", replace(SIDES, pairs=()), ALL) == {}
+        assert check_mirror(mirror, "RAS", NO_SIDES, ALL) == {}
+
+
+def test_names_that_say_a_side_need_a_pair_or_a_training_on_mirror_images():
+    labels = Labels((Label("Parotid_L", 1), Label("Parotid_R", 2)))
+    with pytest.raises(RecipeError, match="axis i must not be mirrored: 'Parotid_L'"):
+        check_mirror((True, False, False), "RAS", labels, NONE)
+    assert check_mirror(ALL, "RAS", labels, ALL) == check_mirror(NONE, "RAS", labels, NONE) == {}
 
 
 def test_axes_that_training_did_not_mirror_are_warned_of():
     heard = []
-    check_mirror(ALL, "RAS", replace(SIDES, pairs=()), (False, True, False), heard.append)
+    check_mirror(ALL, "RAS", NO_SIDES, (False, True, False), heard.append)
     assert len(heard) == 1
     assert isinstance(heard[0], Warn)
     assert "axis i and k" in heard[0].message
     heard.clear()
     for mirror, trained in ((NONE, NONE), (ALL, ALL), ((False, True, False), (True, True, False))):
-        check_mirror(mirror, "RAS", replace(SIDES, pairs=()), trained, heard.append)
+        check_mirror(mirror, "RAS", NO_SIDES, trained, heard.append)
     assert heard == []
 
 

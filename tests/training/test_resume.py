@@ -17,11 +17,14 @@ import pytest
 import torch
 from commands import run
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from uxnet.dataset import store
+from uxnet.dataset.manifest import read_dataset
 from uxnet.errors import Cancelled, CheckpointError, DatasetError, InputError, RecipeError, TrainingError
 from uxnet.events import Note, Warn
 from uxnet.io import alone
+from uxnet.labels import Label, Labels
 from uxnet.model import read_model, read_weights
 from uxnet.recipe import Network, load_recipe, recipe_to_toml, with_network, with_overrides
 from uxnet.records import read_records
@@ -555,6 +558,48 @@ def test_another_recipe_fold_or_labels_is_refused(go, whole, tiny_recipe, tiny_d
     assert load_recipe(whole / "recipe.toml") == tiny_recipe
 
 
+def test_a_run_does_not_go_on_with_other_cases(go, whole, tiny_dataset, tmp_path):
+    """Their names are the same, and what they hold is another; of an earlier version's run less is known, but it goes on."""
+    out, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(whole, out)
+    shutil.copytree(tiny_dataset, data)
+    split = json.loads((out / "split.json").read_text())["folds"][0]
+    brighter, moved = split["train"][:2]
+    labelled = split["validation"][0]
+    for name, folders in {brighter: ["imagesTr"], labelled: ["labelsTr"], moved: ["imagesTr", "labelsTr"]}.items():
+        for folder in folders:
+            file = data / folder / f"{name}.nii.gz"
+            scan = nib.load(file)
+            array, affine = np.asarray(scan.dataobj).copy(), scan.affine.copy()
+            if name == moved:
+                affine[0, 3] += 5
+            else:
+                array[0, 0, 0] += 1
+            nib.save(nib.Nifti1Image(array, affine), tmp_path / "new.nii.gz")
+            shutil.move(tmp_path / "new.nii.gz", file)
+    with pytest.raises(CheckpointError, match="changed since the run there began") as caught:
+        go(out, resume=True, dataset=data)
+    for told in (f"{brighter} (image)", f"{labelled} (label map)", f"{moved} (affine)"):
+        assert told in str(caught.value)
+    go(out, resume=True)  # with the cases as they were
+
+    known = (out / "inspection.json").read_text()
+    (out / "inspection.json").unlink()
+    with pytest.raises(CheckpointError, match="fold or cases differ"):
+        go(out, resume=True, dataset=data)
+    earlier = json.loads(known)
+    for case in earlier["fingerprint"]["cases"]:
+        del case["affine_ras"]
+    (out / "inspection.json").write_text(json.dumps(earlier))
+    path = out / "checkpoints" / "last.safetensors"
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["uxnet"])
+    save_file(tensors(path), path, metadata={"uxnet": json.dumps(header | {"identity": header["identity"].partition("+")[0]})})
+    go(out, resume=True)
+    with pytest.raises(CheckpointError, match=brighter):
+        go(out, resume=True, dataset=data)
+
+
 def test_a_torn_checkpoint_is_named(go, whole, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
@@ -575,6 +620,14 @@ def test_a_network_that_is_tied_to_its_patch_is_given_no_other_windows(go, tiny_
     tied = with_overrides(with_network(tiny_recipe, "unetr"), ["network.settings.size=narrow", "inference.patch=[16, 16, 32]"])
     with pytest.raises(RecipeError, match=r"inference\.patch: unetr is tied to .*\[16, 16, 16\].* no windows of \[16, 16, 32\]"):
         go(tmp_path / "run", recipe=tied)
+    assert not (tmp_path / "run").exists()
+
+
+def test_mirrored_sides_without_counterpart_are_refused(go, tiny_recipe, tiny_dataset, tmp_path):
+    manifest = replace(read_dataset(tiny_dataset), labels=Labels((Label("Lens_L", 1), Label("dark", 2))))
+    mirrored = with_overrides(tiny_recipe, ["augment.mirror=[true, false, false]"])
+    with pytest.raises(RecipeError, match=r"augment\.mirror.*'Lens_L'"):
+        go(tmp_path / "run", recipe=mirrored, dataset=manifest)
     assert not (tmp_path / "run").exists()
 
 

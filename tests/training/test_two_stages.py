@@ -1,5 +1,6 @@
 """RAP-Net's method as a recipe of two stages: trained in order, resumed, and used as one model."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -111,28 +112,26 @@ def test_a_run_that_was_interrupted_gives_the_same_weights(trained, tiny_dataset
         assert all(np.array_equal(want[key], got[key]) for key in want)
 
 
-def test_a_case_whose_image_or_grid_changed_is_segmented_anew(trained, tiny_dataset, two, tmp_path, monkeypatch):
-    """What guides the second stage is of the image as it is; the rest is not segmented again."""
+def test_a_label_map_that_was_made_of_something_else_is_made_anew(trained, tiny_dataset, two, tmp_path, monkeypatch):
+    """What guides the second stage is of the image and the weights as they are; the rest is not segmented again."""
     out, path = trained
     shutil.copytree(out, tmp_path / "run")
-    shutil.copytree(tiny_dataset, tmp_path / "data")
-    brighter, moved = read_model(path).provenance["split"]["train"][:2]
-    files = [tmp_path / "data" / folder / f"{name}.nii.gz" for folder in ("imagesTr", "labelsTr") for name in (brighter, moved)]
-    scans = {file: nib.load(file) for file in files}
-    for file, scan in scans.items():
-        array, affine = np.asarray(scan.dataobj), scan.affine.copy()
-        if brighter in file.name:
-            array = array + 1 if "imagesTr" in str(file) else array
-        else:
-            affine[0, 3] += 5
-        nib.save(nib.Nifti1Image(array, affine), tmp_path / "new.nii.gz")
-        shutil.move(tmp_path / "new.nii.gz", file)
+    labels = tmp_path / "run/stage_0/labels"
+    image, weights, moved = read_model(path).provenance["split"]["train"][:3]
+    for name, key in ((image, "image_sha256"), (weights, "weights_sha256")):
+        made_of = json.loads((labels / f"{name}.json").read_text())
+        (labels / f"{name}.json").write_text(json.dumps(made_of | {key: "another"}))
+    scan = nib.load(labels / f"{moved}.nii.gz")
+    affine = scan.affine.copy()
+    affine[0, 3] += 5
+    nib.save(nib.Nifti1Image(np.asarray(scan.dataobj), affine), tmp_path / "new.nii.gz")
+    shutil.move(tmp_path / "new.nii.gz", labels / f"{moved}.nii.gz")
     real, written = run_module.write_labels, []
     monkeypatch.setattr(run_module, "write_labels", lambda path, labels: (written.append(path.name), real(path, labels)))
-    go(tmp_path / "data", two, tmp_path / "run", resume=True)
-    assert sorted(written) == sorted(f"{name}.nii.gz" for name in (brighter, moved))
-    go(tmp_path / "data", two, tmp_path / "run", resume=True)
-    assert len(written) == 2
+    go(tiny_dataset, two, tmp_path / "run", resume=True)
+    assert sorted(written) == sorted(f"{name}.nii.gz" for name in (image, weights, moved))
+    go(tiny_dataset, two, tmp_path / "run", resume=True)
+    assert len(written) == 3
 
 
 def test_info_and_predict_take_it_like_any_model(trained, tiny_dataset, tmp_path, capsys):

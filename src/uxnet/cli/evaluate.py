@@ -47,7 +47,8 @@ def run(
         output: write everything to this JSON file, and one row a case and class to a CSV file of the same name beside it.
         csv: write the CSV file here instead of beside the JSON file.
         labels: a dataset.json (Medical Segmentation Decathlon or nnU-Net) that says what the values mean.
-            By default dataset.json in REF or the folder above, else labels.json in PRED, else classes are named by their values.
+            By default labels.json or dataset.json in REF or the folder above, else labels.json in PRED, else classes are named by their
+            values.
         tolerance_mm: how far apart two surfaces may lie, in mm, and still agree in the NSD.
         empty: what a class counts that is neither in the reference nor predicted: nothing (skip) or as perfect (one).
             A class predicted where there is none gets Dice 0, NSD 0 and as HD95 nothing (skip) or the image's diagonal (one).

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from uxnet.dataset.fingerprint import CaseFacts, Fingerprint, intensities_of
 from uxnet.dataset.manifest import Case, Manifest
 from uxnet.dataset.organs import doubtful_names
 from uxnet.errors import DatasetError, VolumeError, shortened
-from uxnet.events import Note, Progress, Report, silent
+from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.io import read_image, read_labels
 from uxnet.jobs import work
 from uxnet.labels import Labels
@@ -95,10 +96,13 @@ def check_dataset(manifest: Manifest, *, workers: int = 1, report: Report = sile
 
     Args:
         workers: processes to read with; 1 reads in this one. A process holds one case in memory at a time.
-        report: hears a Progress for each case, and a Note of what the layout leaves out.
+        report: hears a Progress for each case, a Note of what the layout leaves out, and where nobody says which cases are one
+            person's that each counts as a person of its own: a Warn with the pattern to group by where names look otherwise.
     """
     if manifest.left_out:
         report(Note(manifest.left_out))
+    if manifest.grouped_by == "case" and len(manifest.cases) > 1:
+        report(_whose(manifest))
     check = functools.partial(check_case, labels=manifest.labels, channels=len(manifest.channel_names))
     problems: list[Problem] = []
     facts: list[CaseFacts] = []
@@ -264,7 +268,32 @@ def _facts(case: Case, image: Volume, label_map: Volume | None, counts: Mapping[
         volumes_ml={name: n * millilitres for name, n in voxels.items()},
         image_sha256=_digest(image.array),
         labels_sha256="" if label_map is None else _digest(label_map.array),
+        affine_ras=tuple(tuple(map(float, row)) for row in image.geometry.affine_ras),
     )
+
+
+def _whose(manifest: Manifest) -> Note | Warn:
+    told = f"{manifest.root}: each case counts as a person of its own"
+    like = _looks_like_persons([case.name for case in manifest.cases])
+    if like is None:
+        return Note(f"{told}; if some are of one person, say so by subjects.json or --group-by, or folds may share persons")
+    pattern, (a, b) = like
+    return Warn(f"{told}; if {a} and {b} are of one person, add --group-by '{pattern}', or folds may share persons")
+
+
+def _looks_like_persons(names: Sequence[str]) -> tuple[str, list[str]] | None:
+    """A pattern for beginnings with a number that some names share and others do not, and two that share one; None if there is none."""
+    for separator in "_-":
+        part = f"[^{separator}]+"
+        for parts in range(1, max(name.count(separator) for name in names) + 1):
+            pattern = "^(" + separator.join([part] * parts) + ")"
+            found = [re.search(pattern, name) for name in names]
+            groups: dict[str, list[str]] = {}
+            for name, match in zip(names, found, strict=True):
+                groups.setdefault(match[1] if match else "", []).append(name)
+            if 1 < len(groups) < len(names) and all(re.search(r"\d", beginning) for beginning in groups):
+                return pattern, next(alike[:2] for alike in groups.values() if len(alike) > 1)
+    return None
 
 
 def _twice(manifest: Manifest, facts: list[CaseFacts]) -> Iterator[Problem]:

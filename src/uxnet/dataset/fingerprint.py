@@ -42,7 +42,7 @@ class CaseFacts:
 
     `intensities` has one entry a channel; `foreground` the same over the voxels of all foreground labels (empty where there are
     none, or the grids differ). `voxels` and `volumes_ml` go by class (label or region) and are empty where the label map cannot be
-    read. The digests are of the voxels, not of the files.
+    read. The digests are of the voxels, not of the files. `affine_ras` has the four rows of the image's affine.
     """
 
     name: str
@@ -56,6 +56,7 @@ class CaseFacts:
     volumes_ml: Mapping[str, float]
     image_sha256: str
     labels_sha256: str
+    affine_ras: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)

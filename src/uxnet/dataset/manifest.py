@@ -179,12 +179,14 @@ def _folder_cases(root: Path) -> list[Case]:
         raise DatasetError(f"{root}: it has no dataset.json and no {lacks}, so there are no pairs of image and label map to find")
     label_of = by_name(niftis(labels), "a label map")
     files: dict[str, dict[int, Path]] = {}
+    numbered: set[str] = set()
     for path in niftis(images):
         name, channel = case_name(path), 0
         match = CHANNEL_NAME.fullmatch(name)
         # Four digits are a channel only where the label map goes without them: "scan_0042" may be a name of its own.
         if match and match[1] in label_of and name not in label_of:
             name, channel = match[1], int(match[2])
+            numbered.add(name)
         if channel in files.setdefault(name, {}):
             raise DatasetError(f"{path}: {files[name][channel].name} is an image of the same case {name!r}; remove one of them")
         files[name][channel] = path
@@ -193,9 +195,13 @@ def _folder_cases(root: Path) -> list[Case]:
             f"{root}: no label map has the name of an image (the first of each: {min(files)!r} and {min(label_of)!r}); "
             "give both the same name, or list the pairs in a dataset.json"
         )
-    return [
-        Case(name, tuple(path for _, path in sorted(files.get(name, {}).items())), label_of.get(name), name) for name in {*files, *label_of}
-    ]
+    # As in nnU-Net's layout, expected names: what is missing in one case would else shift its other channels.
+    highest = max((channel for name in numbered for channel in files[name]), default=0)
+    for name in numbered:
+        there, one = files[name], min(files[name].values())
+        ending = one.name.removeprefix(case_name(one))
+        files[name] = {c: there.get(c, images / f"{name}_{c:04d}{ending}") for c in range(highest + 1)}
+    return [Case(name, tuple(files.get(name, {}).values()), label_of.get(name), name) for name in {*files, *label_of}]
 
 
 def _refuse_unusable(cases: list[Case], where: Path) -> None:

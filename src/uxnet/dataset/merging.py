@@ -14,7 +14,7 @@ from typing import Any
 
 from uxnet.errors import DatasetError, InputError, LabelsError
 from uxnet.io import read_json
-from uxnet.labels import Label, Labels, labels_from_dataset_json
+from uxnet.labels import Label, Labels, labels_from_dataset_json, side_of
 
 _MOST = 255
 """The largest label: label maps are bytes."""
@@ -217,7 +217,7 @@ def named_pairs(merge: Merge) -> tuple[tuple[int, int], ...]:
 def one_sided(merge: Merge, pairs: Sequence[tuple[int, int]]) -> list[str]:
     """Labels whose names say a side, and whose values have no known counterpart: mirroring would make them false."""
     moved = {value for pair in pairs for value in pair}
-    sided = [label for label in merge.labels.foreground if re.search(r"(?i)left|right", label.name)]
+    sided = [label for label in merge.labels.foreground if side_of(label.name)[0]]
     return [label.name for label in sided if any(output == label.value and v not in moved for v, output in merge.table)]
 
 

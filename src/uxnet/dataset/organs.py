@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from statistics import median
 
 from uxnet.dataset.fingerprint import Fingerprint
+from uxnet.labels import side_of
 
 # Means of adults, ml, women and men: liver 1411 and 1710, spleen 180 and 238, a kidney 157 and 193, pancreas 64 and 87, left adrenal
 # gland 4.4 in women (Geraghty et al., Abdominal Imaging 29, 482-490, 2004, 149 CTs). A limit is three to four times the men's mean, of
@@ -70,8 +71,7 @@ def _wrong_way_round(fingerprint: Fingerprint, larger: str, smaller: str) -> Ite
 
 def _organ(name: str) -> str:
     """The organ that a class is named after, without its side; empty where it is none that is known."""
-    words = re.sub(r"[_\-\s]+", " ", name.strip().lower())
+    words = side_of(name)[1]
     for other, usual in _ALIKE.items():
         words = re.sub(rf"\b{other}\b(?! gland)", usual, words)
-    words = re.sub(r"^(left|right) | (left|right)$", "", words)
     return words if words in {organ for pair in _ORDER for organ in pair} else ""

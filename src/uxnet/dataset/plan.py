@@ -26,7 +26,7 @@ from uxnet.dataset.manifest import Case
 from uxnet.errors import DatasetError
 from uxnet.geometry import axis_order
 from uxnet.io import read_image, read_labels
-from uxnet.labels import Labels
+from uxnet.labels import Labels, unpaired_sides
 from uxnet.recipe import Recipe, recipe_from_dict
 
 Three = tuple[float, float, float]
@@ -323,10 +323,8 @@ def augmentation(facts: Facts, spacing_mm: Three, long: bool) -> tuple[Choice, .
 
 
 def _mirror(facts: Facts) -> tuple[bool, str]:
-    paired = {name for pair in facts.labels.pairs for name in pair}
-    names = {*facts.labels.classes, *(label.name for label in facts.labels.foreground)}
-    sided = sorted(n for n in names if re.search(r"(?i)(?<![a-z])(left|right|lh|rh)(?![a-z])", n) and n not in paired)
-    if sided:
+    sided = unpaired_sides(facts.labels)
+    if sided and not facts.labels.pairs_said:
         return False, f"{sided[0]!r} names a side and has no counterpart, so left-right mirroring would make it untrue."
     values = [look.symmetry for look in facts.looks if look.symmetry is not None]
     agreement = float(np.median(values)) if values else 0.0

@@ -1,11 +1,13 @@
-"""Left and right: which axis a mirrored image trades them along, and which labels trade places then."""
+"""Left and right: which axis a mirrored image trades them along, which labels trade places then, and whether names say so."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from uxnet.errors import LabelsError
-from uxnet.labels import Labels
+from uxnet.errors import LabelsError, RecipeError
+from uxnet.events import Note, Report, silent
+from uxnet.labels import Labels, is_chamber, unpaired_sides
+from uxnet.recipe import Stage
 
 
 def lateral_axis(orientation: str) -> int:
@@ -18,6 +20,32 @@ def lateral_axis(orientation: str) -> int:
     if len(axes) != 1:
         raise ValueError(f"{orientation!r} is no orientation: one of its letters is R or L")
     return axes[0]
+
+
+def check_trained_sides(stages: Iterable[Stage], labels: Labels, report: Report = silent) -> None:
+    """Whether training may mirror left and right: not where names say a side and nobody said what they become then.
+
+    Stages that are asked about one structure at a time have no sides. The heart's chambers keep their names, which a note says.
+
+    Raises:
+        RecipeError: if a stage mirrors the axis between left and right, and some name says a side but is in no pair.
+    """
+    mirrored = [stage for stage in stages if not stage.prior and stage.augment.mirror[lateral_axis(stage.prepare.orientation)]]
+    if not mirrored or labels.pairs_said:
+        return
+    lone = unpaired_sides(labels)
+    if lone:
+        axis = "ijk"[lateral_axis(mirrored[0].prepare.orientation)]
+        raise RecipeError(
+            f"augment.mirror: axis {axis} runs between left and right, and mirrored along it {_few(lone)} would be on the wrong side: the "
+            'names say a side, and have no counterpart. Say in labels.json which trade places ("pairs": [["NAME", "NAME"], ...], or [] '
+            "if none do), or do not mirror that axis"
+        )
+    paired = {name for pair in labels.pairs for name in pair}
+    chambers = [name for name in labels.classes if is_chamber(name) and name not in paired]
+    if chambers:
+        told = f"{_few(chambers)} are taken for parts of the heart, which stay what they are in a mirrored image"
+        report(Note(f'augment.mirror: {told}; if they trade places, say so as "pairs" in labels.json'))
 
 
 def paired_indices(labels: Labels) -> tuple[tuple[int, int], ...]:
@@ -61,6 +89,10 @@ def _join(partner: dict[int, int], left: int, right: int, labels: Labels) -> Non
             others = _names(labels, {b, partner.get(a, b)})
             raise LabelsError(f"the label {_names(labels, {a})} can be paired with one other, not with {others}")
         partner[a] = b
+
+
+def _few(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _names(labels: Labels, indices: Iterable[int]) -> str:

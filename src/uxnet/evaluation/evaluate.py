@@ -10,7 +10,15 @@ from typing import Any
 
 from uxnet.errors import InputError, UxnetError
 from uxnet.evaluation.metrics import METRICS, ClassMetrics, Empty, Outcome, case_metrics, check_settings
-from uxnet.evaluation.pairs import Failure, Pair, find_labels_file, find_pairs, labels_from_values, read_labels_file
+from uxnet.evaluation.pairs import (
+    Failure,
+    Pair,
+    find_labels_file,
+    find_pairs,
+    labels_from_values,
+    read_labels_file,
+    refuse_other_names,
+)
 from uxnet.evaluation.statistics import CONFIDENCE, RESAMPLES, SEED, Interval, bootstrap_mean, mean_of_counted
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.io import atomic, read_labels, write_json
@@ -167,17 +175,20 @@ def evaluate_files(
         labels: the file that says what values mean; by default `find_labels_file`, and where there is none, the references' values.
 
     Raises:
-        InputError, LabelsError, UsageError: as `find_pairs`, `read_labels_file`, `labels_from_values`, `evaluate_pairs`.
+        InputError, LabelsError, UsageError: as `find_pairs`, `read_labels_file`, `refuse_other_names`, `labels_from_values`,
+            `evaluate_pairs`.
     """
     check_settings(tolerance_mm, empty)
     found = find_pairs(predicted, reference)
     file = labels or find_labels_file(predicted, reference)
     if file:
         names, source = read_labels_file(file), str(file)
+        if labels is None:
+            refuse_other_names(names, file, predicted)
         report(Note(f"labels: {len(names.classes)} classes from {file}"))
     else:
         names, source = labels_from_values(path for _, _, path in found.pairs), "the values in the references"
-        report(Note("labels: no dataset.json was found, so the classes are named after the values in the references"))
+        report(Note("labels: no labels.json or dataset.json was found, so the classes are named after the values in the references"))
     if predicted.resolve() == reference.resolve():
         report(Warn(f"{predicted}: predictions and references are the same files, so every score is perfect; check the two paths"))
     for path in found.unused:

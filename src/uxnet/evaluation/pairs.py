@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,11 +95,37 @@ def read_labels_file(path: Path) -> Labels:
 
 
 def find_labels_file(predicted: Path, reference: Path) -> Path | None:
-    """The file that says what the values mean: `dataset.json` in the references' folder or the one above, else `labels.json` in
-    the predictions' folder, else None."""
+    """The file that says what the values mean: `labels.json`, else `dataset.json`, in the references' folder, else in the one above;
+    else `labels.json` in the predictions' folder, else None."""
     references = _folder(reference)
-    places = (references / "dataset.json", references.parent / "dataset.json", _folder(predicted) / "labels.json")
-    return next((place for place in places if place.is_file()), None)
+    places = [folder / name for folder in (references, references.parent) for name in ("labels.json", "dataset.json")]
+    return next((place for place in (*places, predictions_labels_file(predicted)) if place.is_file()), None)
+
+
+def predictions_labels_file(predicted: Path) -> Path:
+    """Where `uxnet predict` says what the values of the predictions mean."""
+    return _folder(predicted) / "labels.json"
+
+
+def refuse_other_names(labels: Labels, file: Path, predicted: Path) -> None:
+    """Holds the references' labels against those that lie beside the predictions, if any do.
+
+    Names may be written differently ("Left_Kidney", "left kidney"), and what is only called after its value has no name.
+
+    Raises:
+        LabelsError: if the same values have other names there; naming both files.
+    """
+    own = predictions_labels_file(predicted)
+    if not own.is_file() or own.samefile(file):
+        return
+    ours, theirs = _names(labels), _names(read_labels_file(own))
+    differ = [(ours[values], theirs[values]) for values in ours.keys() & theirs.keys() if _plain(ours[values]) != _plain(theirs[values])]
+    if differ:
+        here, there = min(differ)
+        raise LabelsError(
+            f"{file}: what is {here!r} there is {there!r} in {own} ({len(differ)} such names), so predictions and references may not "
+            "mean the same by their values; correct one of the files, or say by --labels which counts"
+        )
 
 
 def labels_from_values(references: Iterable[Path]) -> Labels:
@@ -126,6 +153,16 @@ def _by_name(path: Path) -> dict[str, list[Path]]:
     for file in files:
         named.setdefault(case_name(file), []).append(file)
     return named
+
+
+def _names(labels: Labels) -> dict[tuple[int, ...], str]:
+    """Values -> the name of what they make up, but for names that are made of the value."""
+    named = {(label.value,): label.name for label in labels.foreground} | {tuple(sorted(r.values)): r.name for r in labels.regions}
+    return {values: name for values, name in named.items() if _plain(name) not in {f"{word} {values[0]}" for word in ("label", "class")}}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", " ", name).strip().lower()
 
 
 def _folder(path: Path) -> Path:

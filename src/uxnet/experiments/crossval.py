@@ -21,6 +21,7 @@ from typing import Literal
 from uxnet.dataset.cache import build_cache
 from uxnet.dataset.check import check_dataset, refuse_errors
 from uxnet.dataset.manifest import read_dataset
+from uxnet.dataset.sides import check_trained_sides
 from uxnet.errors import Cancelled, UsageError
 from uxnet.evaluation.metrics import check_settings
 from uxnet.events import Event, Note, Progress, Report, Warn, silent
@@ -125,6 +126,7 @@ def cross_validate(
     ray = None if cluster is None else Cluster.computing_on(device, cluster, threads)
     recipe, out = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), Path(out).absolute()
     manifest = read_dataset(Path(dataset).absolute(), group_by=group_by)
+    check_trained_sides(recipe.stages, manifest.labels, report)
     # Of a cluster's devices this machine may have none.
     jobs_here = jobs or default_jobs("cpu" if cluster else device, threads)
     inspection = check_dataset(manifest, workers=jobs_here, report=report)

@@ -23,7 +23,7 @@ from uxnet.errors import LabelsError, ModelError, RecipeError
 from uxnet.events import Report, Warn, silent
 from uxnet.inference.settings import Mirror
 from uxnet.inference.stitch import Engine
-from uxnet.labels import Labels
+from uxnet.labels import Labels, unpaired_sides
 from uxnet.model import Model
 from uxnet.recipe import Stage
 
@@ -139,7 +139,8 @@ def check_mirror(mirror: Mirror, orientation: str, labels: Labels, trained: Mirr
     """Whether answers to mirrored windows may be averaged, and which channels change places then.
 
     Where no labels come in pairs, any axis may be mirrored. Where some do, only the axis between left and right, and its channels
-    change places: what lies on the left of a mirrored body is called left, in training, too (`augment.mirror`).
+    change places: what lies on the left of a mirrored body is called left, in training, too (`augment.mirror`). Names that say a side
+    and are in no pair forbid what training did not mirror: the answers of left and right would be averaged.
 
     Args:
         mirror: the axes (i, j, k) to be mirrored.
@@ -166,6 +167,12 @@ def check_mirror(mirror: Mirror, orientation: str, labels: Labels, trained: Mirr
                 f"Mirror axis {'ijk'[sideways]} alone, with which the pairs change places, or none"
             )
         swap[axis] = mirrored_channels(labels)
+    lone = unpaired_sides(labels)
+    for axis in (axis for axis in range(3) if mirror[axis] and not trained[axis] and lone):
+        raise RecipeError(
+            f"mirror: axis {'ijk'[axis]} must not be mirrored: {lone[0]!r} says a side, the model does not say which class it becomes in a "
+            "mirrored body, and training mirrored none (augment.mirror). Leave the axis out"
+        )
     unseen = [name for name, asked, seen in zip("ijk", mirror, trained, strict=True) if asked and not seen]
     if unseen:
         report(

@@ -71,7 +71,7 @@ def save_checkpoint(path: Path, state: State, engine: TrainingEngine, identity: 
     """Writes a checkpoint, whole or not at all. Every process calls it.
 
     Args:
-        identity: what the run is, so that a checkpoint of another one is not taken for it.
+        identity: what the run is, so that a checkpoint of another one is not taken for it; after a "+", what its cases hold.
 
     Raises:
         CheckpointError: if it cannot be written; the one before it is untouched.
@@ -95,6 +95,11 @@ def save_checkpoint(path: Path, state: State, engine: TrainingEngine, identity: 
     engine.first(lambda: _save_first(path, tensors, {**header, "files": others}))
 
 
+def same_run(found: Any, identity: str) -> bool:
+    """Whether a checkpoint's identity is a run's. Earlier versions wrote the first part alone, nothing of what the cases hold."""
+    return found in (identity, identity.partition("+")[0])
+
+
 def load_checkpoint(path: Path, state: State, engine: TrainingEngine, identity: str) -> None:
     """Puts a checkpoint back into a state. Every process calls it, and reads all files.
 
@@ -102,8 +107,8 @@ def load_checkpoint(path: Path, state: State, engine: TrainingEngine, identity: 
         CheckpointError: if a file is missing, damaged, or of a run with another identity.
     """
     tensors, header = _load_parts(path)
-    if header.get("schema") != _SCHEMA or header.get("identity") != identity:
-        raise CheckpointError(f"{path}: a checkpoint of another run (its recipe, labels or fold differ); train into another folder")
+    if header.get("schema") != _SCHEMA or not same_run(header.get("identity"), identity):
+        raise CheckpointError(f"{path}: a checkpoint of another run (its recipe, labels, fold or cases differ); train into another folder")
     try:
         _fill(state.network.state_dict(), _part(tensors, "network."), "network")
         _fill(state.average, _part(tensors, "average."), "average")

@@ -17,6 +17,7 @@ from uxnet.dataset.cache import CachedCase, build_cache
 from uxnet.dataset.check import Inspection, check_dataset, refuse_errors, same_scans
 from uxnet.dataset.folds import Fold, split_for
 from uxnet.dataset.manifest import Case, Manifest, read_dataset
+from uxnet.dataset.sides import check_trained_sides
 from uxnet.errors import Cancelled, CheckpointError, DatasetError, RecipeError, UxnetError
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.inference.engine_torch import TorchEngine, stage_network
@@ -27,7 +28,8 @@ from uxnet.recipe import Recipe, Stage, load_recipe, recipe_to_toml, same_recipe
 from uxnet.training.begin import begin_from
 from uxnet.training.board import require_tensorboard
 from uxnet.training.budget import clock, within_budget
-from uxnet.training.checkpoint import Progressed, load_weights_file, weights_header
+from uxnet.training.checkpoint import Progressed, load_weights_file, same_run, weights_header
+from uxnet.training.content import content_hash, refuse_changed_cases, weights_hash
 from uxnet.training.engine import Strategy, TrainingEngine
 from uxnet.training.handover import Trained, hand_over
 from uxnet.training.loop import Hooks, RunFiles, fit
@@ -89,7 +91,8 @@ def train(
         DatasetError: if the dataset has errors (all are named) or no such fold.
         RecipeError: if the recipe asks for what cannot be done.
         ModelError: if nothing of the model to begin with fits.
-        CheckpointError: if the folder holds a run and `resume` is off, or holds another run, or another process trains there.
+        CheckpointError: if the folder holds a run and `resume` is off, or holds another run, or one whose cases had another content
+            (they are named), or another process trains there.
         TrainingError: if the training cannot go on.
         InputError: if a case can no longer be read, or a record not be written.
         UxnetError: whatever stops the training, those above among them: if it had a good validation by then, `last_good.uxnet` holds the
@@ -109,6 +112,7 @@ def train(
     manifest = dataset if isinstance(dataset, Manifest) else read_dataset(dataset, group_by=group_by)
     if len(recipe.stages) > 1 and manifest.labels.regions:
         raise RecipeError(f"stages: {recipe.name} asks for one structure at a time, so the labels of {manifest.name} may not be regions")
+    check_trained_sides(recipe.stages, manifest.labels, report)
     known = inspection
     inspection = one.first(lambda: known or check_dataset(manifest, workers=workers, report=report))
     refuse_errors(inspection)
@@ -127,6 +131,9 @@ def train(
         chosen = everyone or _fold(manifest, inspection, file, protocol, seed, int(fold), report)
         for doubt in same_scans(inspection, {"train": chosen.train, "validation": chosen.validation, "test": chosen.test}):
             report(Warn(f"{manifest.root}: {doubt}"))
+        # Until a checkpoint is there, a case that could not be prepared may be mended.
+        if any(RunFiles(folder).last.exists() for folder in (out, *(out / f"stage_{n}" for n in range(len(recipe.stages))))):
+            refuse_changed_cases(out / "inspection.json", inspection, (*chosen.train, *chosen.validation))
         if origin is not None:
             write_json(out / "transfer.json", origin)  # before the run counts as begun: a run that is there says what it began with
         _begin(out, recipe, resume, report)
@@ -138,7 +145,7 @@ def train(
 
     with contextlib.ExitStack() as held:
         chosen = one.first(begin)
-        identity = _identity(recipe, manifest, chosen, origin)
+        identity = _identity(recipe, inspection, chosen, origin)
         digests = {facts.name: facts.image_sha256 for facts in inspection.fingerprint.cases}
         run = _Run(recipe, manifest, chosen, digests, out, Path(cache or out / "cache"), workers, tensorboard, stopping, identity, report)
         trained: list[Trained] = []
@@ -189,7 +196,7 @@ def _train_stage(run: _Run, network: nn.Module, engine: TrainingEngine, before: 
     stage, files, labels = run.recipe.stages[number], run.files(number), run.manifest.labels
     files.folder.mkdir(parents=True, exist_ok=True)
     engines = [trained.engine for trained in before]
-    priors = engine.first(lambda: _prior_labels(run, engines)) if before else None
+    priors = engine.first(lambda: _prior_labels(run, before)) if before else None
 
     def prepared() -> list[CachedCase]:
         cases, folder = run.cases(run.chosen.train), run.cache_of(number)
@@ -257,22 +264,23 @@ def _keep_last_good(
 def _last_good(run: _Run, network: nn.Module, engine: TrainingEngine, number: int) -> Trained | None:
     """The weights of the best validation of a stage that had to be stopped; None where there was none in this run."""
     files = run.files(number)
-    if not files.best.exists() or (header := weights_header(files.best)).get("identity") != run.identity:
+    if not files.best.exists() or not same_run((header := weights_header(files.best)).get("identity"), run.identity):
         return None
     weights = load_weights_file(files.best)
     done = Progressed(step=int(header["step"]))
     return Trained(run.recipe.stages[number], done, done.step, weights, files.metrics, TorchEngine(network, str(engine.device)))
 
 
-def _prior_labels(run: _Run, engines: Sequence[TorchEngine]) -> dict[str, Path]:
+def _prior_labels(run: _Run, before: Sequence[Trained]) -> dict[str, Path]:
     """The label maps that the stages so far give the training cases; made once, they guide the next stage (RAP-Net, section 2).
 
-    Beside each is what it was made of: a case whose image or grid has changed since is segmented anew.
+    Beside each is what it was made of: where the image, its grid or the weights are others by now, the case is segmented anew.
     """
-    number, folder = len(engines), run.files(len(engines) - 1).folder / "labels"
+    number, folder = len(before), run.files(len(before) - 1).folder / "labels"
+    engines, weights = [trained.engine for trained in before], weights_hash([trained.weights for trained in before])
     paths = {name: folder / f"{name}.nii.gz" for name in run.chosen.train}
     for done, case in enumerate(run.cases(run.chosen.train), start=1):
-        path, made_of = paths[case.name], {"image_sha256": run.digests[case.name]}
+        path, made_of = paths[case.name], {"image_sha256": run.digests[case.name], "weights_sha256": weights}
         if not _made_of(path, made_of, case):
             folder.mkdir(parents=True, exist_ok=True)
             found = segment(read_image(*case.images), engines, run.recipe.stages[:number], run.manifest.labels)
@@ -368,12 +376,13 @@ def _every_case(recipe: Recipe, manifest: Manifest, report: Report) -> Fold:
     return Fold(tuple(sorted(case.name for case in manifest.cases)), (), ())
 
 
-def _identity(recipe: Recipe, manifest: Manifest, fold: Fold, origin: Mapping[str, Any] | None) -> str:
-    """A hash of what decides the weights: the recipe, the labels, the cases on each side, and the weights to begin with."""
+def _identity(recipe: Recipe, inspection: Inspection, fold: Fold, origin: Mapping[str, Any] | None) -> str:
+    """Hashes of what decides the weights: of the recipe, the labels, the cases on each side, and the weights to begin with; and, after a
+    "+", of what the cases hold."""
     # Whose weights, and which of them were made to fit how: the model's file may have another name by now.
     begun = [[_weights_of(origin), [stage["adapted"] for stage in origin["stages"]]]] if origin else []
-    text = json.dumps([recipe_to_toml(recipe), manifest.labels.to_dict(), fold.train, fold.validation, *begun])
-    return hashlib.sha256(text.encode()).hexdigest()
+    text = json.dumps([recipe_to_toml(recipe), inspection.manifest.labels.to_dict(), fold.train, fold.validation, *begun])
+    return f"{hashlib.sha256(text.encode()).hexdigest()}+{content_hash(inspection, (*fold.train, *fold.validation))}"
 
 
 def _opening(run: _Run, number: int, network: nn.Module, engine: TrainingEngine) -> str:
