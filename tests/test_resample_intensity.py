@@ -11,7 +11,7 @@ from uxnet import resample as resample_module
 from uxnet.geometry import Geometry, resampled
 from uxnet.intensity import normalise
 from uxnet.recipe import Intensity
-from uxnet.resample import each, mapping, resample
+from uxnet.resample import each, mapping, resample, resample_labels
 
 ENTRIES = st.sampled_from(
     [
@@ -40,6 +40,30 @@ def test_slabs_are_the_whole(spline, order, threads, monkeypatch):
         into = np.empty(target.shape, np.float32)
         assert resample(array, source, target, spline, ranged=lambda part: 2 * part, out=into) is into
         np.testing.assert_allclose(into, whole, atol=2e-5)
+
+
+@FEW
+@given(st.integers(0, 9), st.sampled_from([(2.0, 2.0, 2.0), (1.5, 1.0, 2.0), (0.7, 1.3, 1.0), (4.0, 1.0, 1.0)]))
+def test_no_label_goes_before_another(seed, spacing):
+    """Halfway between voxels several classes are equally strong: which of them has the lower index must not matter."""
+    indices = np.random.default_rng(seed).integers(0, 2, (12, 13, 14)).astype(np.uint8)
+    source = Geometry(indices.shape, np.eye(4))
+    target = resampled(source, spacing)
+    made = resample_labels(indices, source, target, "by_class")
+    assert made.dtype == np.uint8
+    np.testing.assert_array_equal(resample_labels(1 - indices, source, target, "by_class"), 1 - made)
+
+
+@pytest.mark.parametrize("spacing", [1.5, 2.0])
+def test_structures_keep_their_volume_on_another_grid(spacing):
+    source = Geometry((24, 23, 22), np.eye(4))
+    target = resampled(source, (spacing,) * 3)
+    before, after = 0, 0.0
+    for centre in np.random.default_rng(0).uniform(9, 13, (20, 3)):
+        indices = (np.linalg.norm(np.moveaxis(np.indices(source.shape), 0, -1) - centre, axis=-1) < 6).astype(np.uint8)
+        before += int(indices.sum())
+        after += resample_labels(indices, source, target, "by_class").sum() * target.voxel_mm3
+    assert after == pytest.approx(before, rel=0.03)
 
 
 def test_what_a_thread_raises_is_raised():

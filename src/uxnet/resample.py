@@ -21,6 +21,7 @@ Pointwise = Callable[[NDArray[Any]], NDArray[Any]]
 _SLAB = 4_000_000  # voxels that are in work at once on each thread
 # A cubic spline's coefficients feel voxels that far away by less than 1e-9: 0.268 ** 16.
 _REACH = {1: 0, 3: 16}
+_TIE = 1e-5  # shares of classes that are no further apart are equal but for rounding
 
 
 def mapping(to: Geometry, of: Geometry) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -93,18 +94,23 @@ def resample(
 def resample_labels(indices: NDArray[Any], source: Geometry, target: Geometry, interpolation: str) -> NDArray[Any]:
     """A label map's indices (I, J, K) on `source` at the voxel centres of `target`.
 
-    "nearest", or "by_class": each class linearly, and the strongest wins.
+    "nearest", or "by_class": each class linearly, and the strongest wins; of equals the one that is nearest.
     """
+    nearest = resample(indices, source, target, 0)
     if interpolation == "nearest" or (mapping(source, target)[0] == 1).all():
-        return resample(indices, source, target, 0)
-    best = np.zeros(target.shape, dtype=np.float32)
-    out = np.zeros(target.shape, dtype=indices.dtype)
+        return nearest
+    best, own = np.zeros(target.shape, dtype=np.float32), np.zeros(target.shape, dtype=np.float32)
+    strongest = np.zeros_like(nearest)
     for index in np.unique(indices):
         share = resample((indices == index).astype(np.float32), source, target, 1)
+        np.copyto(own, share, where=nearest == index)
         ahead = share > best
-        out[ahead] = index
+        strongest[ahead] = index
         best[ahead] = share[ahead]
-    return out
+    # Not the lowest index of equals: halfway between two voxels that is the background, and structures would lose their rims.
+    own += _TIE
+    np.copyto(nearest, strongest, where=best > own)
+    return nearest
 
 
 def each(function: Callable[..., None], items: list[tuple[Any, ...]], threads: int) -> None:

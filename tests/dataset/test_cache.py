@@ -13,7 +13,7 @@ from uxnet.dataset.manifest import Case
 from uxnet.dataset.patches import draw_guided_place, read_batch
 from uxnet.dataset.store import Stored
 from uxnet.errors import Cancelled, DatasetError
-from uxnet.events import Progress
+from uxnet.events import Note, Progress, Warn
 from uxnet.io import read_image
 from uxnet.labels import Label
 from uxnet.prepare import prepare
@@ -76,16 +76,40 @@ def test_a_guided_case_keeps_what_the_stage_before_found(cases, tmp_path):
         build_cache([case], PLAIN, LABELS, tmp_path / "cache", priors={"x": guide})
 
 
-def test_many_places_are_thinned_evenly(tmp_path):
-    image = scan(tmp_path / "image.nii", np.zeros((40, 40, 40), np.float32))
-    labels = scan(tmp_path / "labels.nii", np.ones((40, 40, 40), np.uint8))
-    (cached,) = build_cache([Case("x", (image,), labels, "x")], PLAIN, LABELS, tmp_path / "cache")
-    places = np.asarray(cached.places[1])
-    assert places.shape == (20_000, 3)
-    assert len(np.unique(places, axis=0)) == 20_000
-    np.testing.assert_allclose(places.mean(axis=0), 19.5, atol=0.2)
-    assert places.min() == 0
-    assert places.max() == 39
+def test_many_places_are_thinned_at_random(tmp_path):
+    """As many voxels as 40 times the places, in rows of 40: every 40th would lie in the same column of each row."""
+    shape = (100, 200, 40)
+    image = scan(tmp_path / "image.nii", np.zeros(shape, np.uint8))
+    labels = scan(tmp_path / "labels.nii", np.ones(shape, np.uint8))
+    first, again = (
+        np.asarray(build_cache([Case("x", (image,), labels, "x")], PLAIN, LABELS, tmp_path / name)[0].places[1]) for name in ("a", "b")
+    )
+    assert first.shape == (20_000, 3)
+    assert len(np.unique(first, axis=0)) == 20_000
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_allclose(first.mean(axis=0), (np.array(shape) - 1) / 2, rtol=0.02)
+    np.testing.assert_allclose(np.corrcoef(first.T), np.eye(3), atol=0.05)
+
+
+def test_what_the_crop_takes_from_structures_is_said_every_time(cases, tmp_path):
+    """The image of "y" is above the threshold in one half only; of "a" a part lies in the other, of "b" all of it."""
+    image, values = np.zeros((6, 5, 4), np.float32), np.zeros((6, 5, 4), np.uint8)
+    image[:3] = 1
+    values[2:4, :, 0], values[5, 1:3, 1], values[0, 0, 0] = 3, 1, 9
+    scan(cases[1].images[0], image)
+    scan(cases[1].labels, values)
+    preparation = dataclasses.replace(PLAIN, spacing_mm=(1.0, 1.0, 1.0), crop_above=0.5)
+    for workers in (2, 1):
+        events = []
+        cached = build_cache(cases[1:2], preparation, LABELS, tmp_path / "cache", workers=workers, report=events.append)[0]
+        assert cached.cut == ((5, 10), (2, 2), (0, 0))
+        (note,) = [event.message for event in events if isinstance(event, Note) and "crop_above" in event.message]
+        assert "cuts labelled voxels off case y (a 5 of 10, b 2 of 2);" in note
+        (warning,) = [event.message for event in events if isinstance(event, Warn)]
+        assert "leaves nothing of 'b' in case y" in warning
+    events = []
+    build_cache(cases, PLAIN, LABELS, tmp_path / "cache", report=events.append)
+    assert not [event for event in events if "crop_above" in getattr(event, "message", "")]
 
 
 def test_what_is_there_is_not_made_again(cases, tmp_path):

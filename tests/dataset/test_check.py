@@ -1,6 +1,7 @@
 import json
 import re
 
+import nibabel as nib
 import numpy as np
 import pytest
 from tiny_datasets import SHAPE, decathlon, image, label_map, nnunet, save, write_json
@@ -138,6 +139,19 @@ def test_who_is_who_is_asked_where_nobody_says_it(tmp_path, names, pattern):
         assert len(read_dataset(tmp_path, group_by=pattern).persons) == len(names) - 1
     write_json(tmp_path / "subjects.json", dict.fromkeys(names, "me"))
     assert whose(tmp_path, names) == []
+
+
+def test_a_header_that_contradicts_itself_is_warned_of_by_its_file(tmp_path):
+    nnunet(tmp_path, ["a"])
+    for path in (tmp_path / "imagesTr/a_0001.nii.gz", tmp_path / "labelsTr/a.nii.gz"):
+        scan = nib.load(path)
+        scan.set_sform(scan.affine, 1)
+        scan.set_qform(scan.affine @ np.diag((-1, 1, 1, 1)), 1)
+        nib.save(scan, path)
+    inspection = check(tmp_path)
+    assert [problem.path.name for problem in inspection.warnings] == ["a_0001.nii.gz", "a.nii.gz"]
+    assert all(problem.message.startswith("its header contradicts itself (RAS by the sform, LAS by") for problem in inspection.warnings)
+    assert inspection.errors == ()
 
 
 def test_the_same_image_twice_is_no_leak_within_a_person(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -85,6 +86,16 @@ def test_a_cohort(folders):
     assert (overall.missed, overall.false_positives) == (1, 1)
     assert [e.done for e in events if isinstance(e, Progress)] == [1, 2, 3, 4, 5]
     assert any(isinstance(e, Note) and "dataset.json" in e.message for e in events)
+
+
+def test_a_reference_whose_header_contradicts_itself_is_warned_of(folders):
+    path, events = folders[1] / "a.nii.gz", []
+    reference = nib.load(path)
+    reference.header["pixdim"][3] = 3.0
+    nib.save(reference, path)
+    evaluate_files(*folders, report=events.append)
+    (warning,) = [event.message for event in events if isinstance(event, Warn)]
+    assert warning.startswith(f"{path}: its header contradicts itself (voxels of 1 x 1 x 2 mm by the sform, 1 x 1 x 3 mm by pixdim)")
 
 
 def test_empty_counts_as_one(folders):

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import stat
 import tracemalloc
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from uxnet.errors import VolumeError
+from uxnet.events import Warn
 from uxnet.geometry import Geometry
 from uxnet.io import (
     atomic,
@@ -119,6 +121,36 @@ def test_the_sform_counts_before_the_qform(tmp_path, s, q):
     path = save(tmp_path / "a.nii", blocks(), None, sform=(OBLIQUE, s), qform=(other, q))
     np.testing.assert_array_equal(read_image(path).geometry.affine_ras, nib.load(path).affine)
     np.testing.assert_allclose(read_image(path).geometry.affine_ras, OBLIQUE if s else other, atol=1e-4)
+
+
+MIRRORED = OBLIQUE @ np.diag((-1, 1, 1, 1))
+SHEAR = np.array([[1, 0, 0, 0], [0, 1, 2.5 * np.sin(0.4) / 0.9, 0], [0, 0, np.cos(0.4), 0], [0, 0, 0, 1]])  # a gantry at 23 degrees
+CONTRADICTIONS = {
+    "mirrored": ({"qform": (MIRRORED, 1)}, {}, "LAS by the sform, RAS by the qform, up to 180 degrees apart"),
+    "other voxels": ({"qform": (OBLIQUE @ np.diag((1, 1, 1.02, 1)), 1)}, {}, r"2\.5 mm by the sform, .* 2\.55 mm by pixdim"),
+    "pixdim alone": ({"qform": (OBLIQUE, 0)}, {84: ("<f4", 1.0)}, r"0\.9 x 2\.5 mm by the sform, 0\.7 x 1 x 2\.5 mm by pixdim"),
+    "no rotation": ({}, {256: ("<f4", (2, 2, 2))}, "a qform that is no rotation"),
+    "agreeing": ({}, {}, None),
+    "no qform": ({"qform": (MIRRORED, 0)}, {}, None),
+    "no sform": ({"sform": (MIRRORED, 0)}, {}, None),
+    "other codes": ({"sform": (OBLIQUE, 4)}, {}, None),
+    "rounded": ({"qform": (OBLIQUE @ np.diag((1, 1.005, 1, 1)), 1)}, {}, None),
+    "tilted": ({"sform": (OBLIQUE @ SHEAR, 1)}, {}, None),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_a_header_that_contradicts_itself_is_warned_of_once_a_file(tmp_path, name):
+    forms, changes, says = CONTRADICTIONS[name]
+    path = patch(save(tmp_path / "a.nii.gz", blocks(), **{"sform": (OBLIQUE, 1), "qform": (OBLIQUE, 1), **forms}), changes)
+    reports = []
+    volume = read_image(path, report=reports.append)
+    np.testing.assert_array_equal(volume.geometry.affine_ras, nib.load(path).affine)
+    read_labels(path, reports.append)
+    assert len(reports) == (0 if says is None else 2)
+    for event in reports:
+        assert isinstance(event, Warn)
+        assert re.search(rf"a\.nii\.gz: .*{says}", event.message)
 
 
 @pytest.mark.parametrize("slope", [(2.5, -7.0), (1.0, 0.0), (-1.0, 100.0), (1.0, 3.0)])
@@ -368,6 +400,11 @@ DAMAGED = {
     "time and vectors": lambda path: save(path, np.zeros((4, 4, 4, 2, 3), np.uint8)),
     "more voxels than bytes": lambda path: patch(save(path, blocks()), {42: ("<i2", (500, 500, 50))}),
     "absurdly many voxels": lambda path: patch(save(path, blocks()), {40: ("<i2", [7] + [32767] * 7)}),
+    "offset of zero": lambda path: patch(save(path, blocks()), {108: ("<f4", 0)}),
+    "offset inside the header": lambda path: patch(save(path, blocks()), {108: ("<f4", 336)}),
+    "offset inside the longer header": lambda path: patch(save(path, blocks(), kind=nib.Nifti2Image), {168: ("<i8", 352)}),
+    "fewer voxels than bytes": lambda path: patch(save(path, blocks()), {42: ("<i2", (5, 5, 4))}),
+    "a smaller type than that of the voxels": lambda path: patch(save(path, blocks().astype(np.int16)), {70: ("<i2", (2, 8))}),
     "offset behind the end": lambda path: patch(save(path, blocks()), {108: ("<f4", 1e6)}),
     "offset is no number": lambda path: patch(save(path, blocks()), {108: ("<f4", np.nan)}),
     "slope without intercept": lambda path: patch(save(path, blocks()), {112: ("<f4", (2, np.inf))}),
@@ -389,6 +426,16 @@ def test_an_infinite_slope_means_none_as_in_nibabel(tmp_path):
     path = patch(save(tmp_path / "a.nii", blocks()), {112: ("<f4", (np.inf, np.nan))})
     np.testing.assert_array_equal(nib.load(path).get_fdata(), blocks())
     np.testing.assert_array_equal(read_image(path).array[0], blocks())
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_byte_behind_the_last_voxel_is_refused_and_said(tmp_path, suffix):
+    path = save(tmp_path / f"a{suffix}", blocks())
+    opener = gzip.open if suffix == ".nii.gz" else open
+    with opener(path, "ab") as file:
+        file.write(b"\0")
+    with pytest.raises(VolumeError, match=r"a\.nii.*: it goes on behind the last of the 6 x 5 x 4 x 1 voxels of type uint8"):
+        read_image(path)
 
 
 def test_a_damaged_byte_in_a_compressed_file_is_found_by_its_checksum(tmp_path):

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uxnet.dataset.manifest import Case
+from uxnet.dataset.manifest import Case, some
 from uxnet.dataset.store import (
     VERSION,
     CachedCase,
     Content,
+    Cut,
     Description,
     keep_files,
     open_case,
@@ -35,11 +36,11 @@ from uxnet.dataset.store import (
 )
 from uxnet.errors import DatasetError, LabelsError, UxnetError, VolumeError
 from uxnet.events import Note, Progress, Report, Warn, silent
-from uxnet.geometry import axis_order, resampled
+from uxnet.geometry import axis_order, full_box, resampled
 from uxnet.io import read_geometry, read_image, read_labels, sha256
 from uxnet.jobs import work
 from uxnet.labels import Labels
-from uxnet.prepare import prepare, prepare_labels
+from uxnet.prepare import Trail, covered, prepare, prepare_labels
 from uxnet.recipe import Preparation
 
 __all__ = ["CachedCase", "build_cache", "open_case"]
@@ -56,6 +57,16 @@ class _Wanted:
     guide: Path | None
     key: str
     files: tuple[Content, ...]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a case's file is to hold, how many places each structure has in it, the share of voxels that each fills, and what was cut."""
+
+    arrays: dict[str, NDArray[Any]]
+    places: list[int]
+    shares: NDArray[np.float64]
+    cut: Cut
 
 
 def build_cache(
@@ -76,7 +87,8 @@ def build_cache(
         folder: where the cache lies; made if missing.
         priors: the label map of the stage before of each case, by its name, on the case's own grid.
         workers: processes to prepare in, and threads to check with what is there.
-        report: hears beforehand what the cache will take, and which cases are made again since they were damaged.
+        report: hears beforehand what the cache will take, and which cases are made again since they were damaged; at the end what
+            `crop_above` cut off labelled structures, with a Warn for each structure of which it left nothing.
 
     Returns:
         The cases in the order given.
@@ -102,7 +114,9 @@ def build_cache(
     failures = _make_all(todo, preparation, labels, folder, workers, report) if todo else []
     if failures:
         raise DatasetError(f"{len(failures)} of {len(cases)} cases could not be prepared:\n  " + "\n  ".join(failures))
-    return [ready.get(case.name) or open_case(folder, case.name) for case in cases]
+    made = [ready.get(case.name) or open_case(folder, case.name) for case in cases]
+    _tell_cut(made, labels, folder, report)
+    return made
 
 
 def _look(
@@ -156,17 +170,17 @@ def _make_all(todo: Sequence[_Wanted], preparation: Preparation, labels: Labels,
     middle = int(np.argsort(sides)[len(sides) // 2])
     first, failures = todo[middle], []
     try:
-        arrays, places, shares = _prepared(first, preparation, labels)
-        grid = sides[middle] or 1
-        needed = sum(_expected(voxels * arrays["labels"].size / grid, arrays, shares) for voxels in sides)
+        prepared = _prepared(first, preparation, labels)
+        like, grid = prepared.arrays, sides[middle] or 1
+        needed = sum(_expected(voxels * like["labels"].size / grid, like, prepared.shares) for voxels in sides)
     except (UxnetError, OSError) as error:
         failures.append(f"{first.case.name}: {error}")
         needed = sum(voxels * (4 * len(wanted.case.images) + 1) for voxels, wanted in zip(sides, todo, strict=True))
-        arrays = {}
+        prepared = None
     _refuse_full_disk(folder, todo, int(needed), report)
-    if arrays:
-        write_case(folder, first.case.name, first.key, first.files, arrays, places)
-        arrays.clear()  # the others need the memory
+    if prepared:
+        _write(folder, first, prepared)
+        prepared.arrays.clear()  # the others need the memory
     report(Progress("preparing cases", 1, len(todo)))
     make = functools.partial(_make, preparation=preparation, labels=labels, folder=folder)
     rest = [wanted for wanted in todo if wanted is not first]
@@ -178,12 +192,14 @@ def _make_all(todo: Sequence[_Wanted], preparation: Preparation, labels: Labels,
 
 
 def _make(wanted: _Wanted, *, preparation: Preparation, labels: Labels, folder: Path) -> None:
-    arrays, places, _ = _prepared(wanted, preparation, labels)
-    write_case(folder, wanted.case.name, wanted.key, wanted.files, arrays, places)
+    _write(folder, wanted, _prepared(wanted, preparation, labels))
 
 
-def _prepared(wanted: _Wanted, preparation: Preparation, labels: Labels) -> tuple[dict[str, NDArray[Any]], list[int], NDArray[np.float64]]:
-    """What the case's file is to hold, how many places each structure has in it, and the share of the voxels that each fills."""
+def _write(folder: Path, wanted: _Wanted, prepared: _Prepared) -> None:
+    write_case(folder, wanted.case.name, wanted.key, wanted.files, prepared.arrays, prepared.places, prepared.cut)
+
+
+def _prepared(wanted: _Wanted, preparation: Preparation, labels: Labels) -> _Prepared:
     case, guide = wanted.case, wanted.guide
     if case.labels is None:
         raise DatasetError(f"{case.name}: it has no label map; training needs one")
@@ -202,17 +218,44 @@ def _prepared(wanted: _Wanted, preparation: Preparation, labels: Labels) -> tupl
             raise DatasetError(f"{guide}: its grid differs from its image's; delete it, so that it is made anew")
         prior = prepare_labels(labels.encode(before.array[0]), trail, preparation.label_interpolation)
     where = indices if prior is None else prior
-    places = _places(where, len(labels.foreground))
-    shares = np.bincount(where.reshape(-1), minlength=len(places) + 1)[1 : len(places) + 1] / where.size
-    return pack(image, indices, places, prior), [len(p) for p in places], shares
+    count = len(labels.foreground)
+    places = _places(where, count, seed=int(wanted.key[:16], 16))
+    shares = np.bincount(where.reshape(-1), minlength=count + 1)[1 : count + 1] / where.size
+    return _Prepared(pack(image, indices, places, prior), [len(p) for p in places], shares, _cut(encoded, trail, count))
 
 
-def _places(indices: NDArray[Any], count: int) -> list[NDArray[np.int32]]:
+def _cut(indices: NDArray[Any], trail: Trail, count: int) -> Cut:
+    """What the crop cut off a label map (I, J, K) on the scan's own grid, see `CachedCase`."""
+    if trail.box == full_box(trail.grid.shape):
+        return ()
+    kept = trail.order.apply(indices)[covered(trail).slices]
+    voxels = [(int(np.count_nonzero(kept == index)), int(np.count_nonzero(indices == index))) for index in range(1, count + 1)]
+    return tuple((there - left, there) for left, there in voxels)
+
+
+def _tell_cut(cases: Sequence[CachedCase], labels: Labels, folder: Path, report: Report) -> None:
+    told: list[str] = []
+    gone: dict[str, list[str]] = {label.name: [] for label in labels.foreground}
+    for case in cases:
+        cut = {name: figures for name, figures in zip(gone, case.cut, strict=False) if figures[0]}
+        if cut:
+            told.append(f"{case.name} ({', '.join(f'{name} {lost:,} of {voxels:,}' for name, (lost, voxels) in cut.items())})")
+        for name, (lost, voxels) in cut.items():
+            gone[name] += [case.name] if lost == voxels else []
+    if told:
+        report(Note(f"prepare.crop_above cuts labelled voxels off {some(told)}; {folder} holds each case's figures (cut in NAME.json)"))
+    for name, names in gone.items():
+        if names:
+            report(Warn(f"prepare.crop_above leaves nothing of {name!r} in {some(names)}: lower it, or see whether image and labels fit"))
+
+
+def _places(indices: NDArray[Any], count: int, seed: int) -> list[NDArray[np.int32]]:
     places = []
     for index in range(1, count + 1):
         flat = np.flatnonzero(indices == index)
         if len(flat) > _PLACES:
-            flat = flat[np.linspace(0, len(flat) - 1, _PLACES).astype(np.int64)]
+            # Not every n-th: that falls in step with the rows, and draws the same few columns of all.
+            flat = np.sort(np.random.default_rng((seed, index)).choice(flat, _PLACES, replace=False, shuffle=False))
         places.append(np.stack(np.unravel_index(flat, indices.shape), axis=1).astype(np.int32))
     return places
 

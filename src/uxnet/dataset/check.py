@@ -21,7 +21,7 @@ from uxnet.dataset.fingerprint import CaseFacts, Fingerprint, intensities_of
 from uxnet.dataset.manifest import Case, Manifest
 from uxnet.dataset.organs import doubtful_names
 from uxnet.errors import DatasetError, VolumeError, shortened
-from uxnet.events import Note, Progress, Report, Warn, silent
+from uxnet.events import Event, Note, Progress, Report, Warn, silent
 from uxnet.io import read_image, read_labels
 from uxnet.jobs import work
 from uxnet.labels import Labels
@@ -90,9 +90,9 @@ def check_dataset(manifest: Manifest, *, workers: int = 1, report: Report = sile
 
     Errors: a file that is missing or cannot be read (with values that are not finite, or no affine), an image without a label map
     or the reverse, label values that are no whole numbers or no labels, grids of image and label map that differ, an image that is
-    constant, another number of channels than the dataset's. Warnings: a label map without foreground, a constant channel beside
-    others that are not, the same image under two names, a spacing far from the others', a class that no case shows, organs whose
-    volumes do not fit their names.
+    constant, another number of channels than the dataset's. Warnings: a header that contradicts itself, a label map without
+    foreground, a constant channel beside others that are not, the same image under two names, a spacing far from the others', a
+    class that no case shows, organs whose volumes do not fit their names.
 
     Args:
         workers: processes to read with; 1 reads in this one. A process holds one case in memory at a time.
@@ -172,17 +172,21 @@ def check_case(case: Case, labels: Labels, channels: int) -> tuple[list[Problem]
     def note(path: Path | None, message: str, severity: Severity = "error") -> None:
         problems.append(Problem(case.name, path, severity, message.removeprefix(f"{path}: ")))
 
+    def warned(event: Event, paths: tuple[Path, ...]) -> None:
+        if isinstance(event, Warn):
+            note(_named(event.message, paths), event.message, "warning")
+
     image = label_map = None
     if not case.images:
         note(case.labels, "there is a label map but no image for it; add the image or remove the label map")
     if case.labels is None:
         note(case.images[0] if case.images else None, "there is an image but no label map for it; add it or remove the image")
     try:
-        image = read_image(*case.images) if case.images else None
+        image = read_image(*case.images, report=functools.partial(warned, paths=case.images)) if case.images else None
     except VolumeError as error:
-        note(_named(error, case.images), str(error))
+        note(_named(str(error), case.images), str(error))
     try:
-        label_map = read_labels(case.labels) if case.labels else None
+        label_map = read_labels(case.labels, functools.partial(warned, paths=(case.labels,))) if case.labels else None
     except VolumeError as error:
         note(case.labels, str(error))
     if image is not None:
@@ -332,9 +336,9 @@ def _never_seen(manifest: Manifest, facts: list[CaseFacts]) -> Iterator[Problem]
             yield Problem("", None, "warning", f"no case shows the class {name!r}, so it cannot be learnt")
 
 
-def _named(error: VolumeError, paths: tuple[Path, ...]) -> Path:
+def _named(message: str, paths: tuple[Path, ...]) -> Path:
     """The one of several files that a message begins with."""
-    return next((path for path in paths if str(error).startswith(f"{path}: ")), paths[0])
+    return next((path for path in paths if message.startswith(f"{path}: ")), paths[0])
 
 
 def _digest(array: NDArray[Any]) -> str:

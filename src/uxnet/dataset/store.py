@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from uxnet.errors import DatasetError
 from uxnet.io import atomic, read_json, write_json
 
-VERSION = 2
+VERSION = 3
 _ALIGN = 64  # also the length of a key
 _PIECE = 1 << 20
 
@@ -70,6 +70,7 @@ class Stored:
 
 
 Array = NDArray[Any] | Stored
+Cut = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,10 @@ class CachedCase:
 
     image: C channels, (I, J, K) each, or one array (C, I, J, K): values, or the numbers of entries in the channel's table.
     indices: (I, J, K) label indices.
-    places: one array (n, 3) for each foreground index 1..n, of at most 20,000 voxels drawn evenly; empty where it does not occur.
+    places: one array (n, 3) for each foreground index 1..n, of at most 20,000 voxels drawn at random; empty where it does not occur.
     prior: label indices (I, J, K) of the stage before, where that guides this one; `places` are then taken from it.
     tables: of each channel its values, float32, or None where `image` holds them itself; empty where it does for all channels.
+    cut: of each foreground index, how many of the scan's own voxels the crop cut off, and of how many; empty where nothing was cropped.
     """
 
     name: str
@@ -89,6 +91,7 @@ class CachedCase:
     places: tuple[Array, ...]
     prior: Array | None = None
     tables: tuple[Array | None, ...] = ()
+    cut: Cut = ()
 
 
 def opened(case: CachedCase) -> CachedCase:
@@ -107,6 +110,7 @@ def opened(case: CachedCase) -> CachedCase:
         case.places,
         None if case.prior is None else part(case.prior),
         tuple(None if table is None else part(table) for table in case.tables),
+        case.cut,
     )
 
 
@@ -133,13 +137,14 @@ class Description:
     files: tuple[Content, ...]
     arrays: Mapping[str, tuple[str, tuple[int, ...], int]]
     places: tuple[int, ...]
+    cut: Cut
     size: int
     seal: str
 
     def sealed(self) -> bytes:
         """What the seal holds together, beside the data."""
         arrays = {name: [dtype, list(shape), offset] for name, (dtype, shape, offset) in self.arrays.items()}
-        return json.dumps([VERSION, self.key, arrays, list(self.places), self.size], sort_keys=True).encode()
+        return json.dumps([VERSION, self.key, arrays, list(self.places), self.cut, self.size], sort_keys=True).encode()
 
 
 def pack(
@@ -166,11 +171,11 @@ def packed_bytes(arrays: Mapping[str, NDArray[Any]]) -> int:
 
 
 def write_case(
-    folder: Path, name: str, key: str, files: tuple[Content, ...], arrays: Mapping[str, NDArray[Any]], places: Sequence[int]
+    folder: Path, name: str, key: str, files: tuple[Content, ...], arrays: Mapping[str, NDArray[Any]], places: Sequence[int], cut: Cut
 ) -> None:
     """Writes what `pack` gave, the description last: until it is there, and fits, the case counts as not made."""
     entries, size = _laid_out(arrays)
-    described = Description(key, files, entries, tuple(places), size, "")
+    described = Description(key, files, entries, tuple(places), cut, size, "")
     seal = hashlib.sha256(described.sealed())
     with atomic(folder / f"{name}.case") as temporary, temporary.open("wb") as file:
         for piece in _pieces(key, arrays):
@@ -202,6 +207,7 @@ def read_description(folder: Path, name: str) -> Description | None:
             files=tuple(Content(str(p), int(s), (int(a), int(b)), str(h)) for p, s, (a, b), h in data["files"]),
             arrays={str(n): (str(t), tuple(map(int, s)), int(o)) for n, (t, s, o) in data["arrays"].items()},
             places=tuple(map(int, data["places"])),
+            cut=tuple((int(lost), int(voxels)) for lost, voxels in data["cut"]),
             size=int(data["size"]),
             seal=str(data["seal"]),
         )
@@ -250,6 +256,7 @@ def _case(path: Path, name: str, described: Description) -> CachedCase:
         places=tuple(places),
         prior=stored.get("prior"),
         tables=tuple(stored.get(f"table {n}") for n in range(channels)),
+        cut=described.cut,
     )
 
 

@@ -55,7 +55,7 @@ class Segmenter:
         started = time.perf_counter()
         if not isinstance(scan, Volume):
             expect_room(_paths(scan), self.settings.memory_limit)
-        volume = scan if isinstance(scan, Volume) else read_image(*_paths(scan), compact=True)
+        volume = scan if isinstance(scan, Volume) else read_image(*_paths(scan), compact=True, report=report)
         report(Spent("read", time.perf_counter() - started))
         if volume.channels != len(self.model.channels):
             raise ModelError(

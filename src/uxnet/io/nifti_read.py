@@ -2,7 +2,8 @@
 
 nibabel reads the headers; the voxels are read here, a few at a time and straight into what is returned, so that beside the result
 there is little else in memory. Which affine counts is decided as nibabel decides it: the sform if its code is above 0, else the qform.
-A file where both are 0 says nothing about left and right, and is refused.
+A file where both are 0 says nothing about left and right, and is refused; one whose sform, qform and pixdim contradict each other is
+read, and warned about.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from uxnet.errors import VolumeError
+from uxnet.events import Report, Warn, silent
 from uxnet.geometry import Geometry
 from uxnet.io.nifti import SUFFIXES
 from uxnet.volume import Source, Volume
@@ -34,6 +36,8 @@ _DAMAGE = (OSError, EOFError, zlib.error, ValueError, MemoryError, OverflowError
 
 _CHUNK = 1 << 18  # voxels that are read and converted at a time: what they take stays in a processor's cache
 _LARGEST_WHOLE = 2.0**53  # beyond, not every whole number is a float
+_SAME_SPACING = 0.01  # relative
+_SAME_DIRECTION = 26.0  # degrees: where a gantry was tilted by up to 30 the sform is sheared, and no qform can repeat that
 _SMALL = ("uint8", "int8", "uint16", "int16")
 
 
@@ -44,6 +48,7 @@ class _File:
     shape: (I, J, K, C).
     stored: type of the voxels in the file, with its byte order; they begin at byte `offset` of what was uncompressed.
     slope, inter: value = stored * slope + inter.
+    doubt: a sentence on how its header contradicts itself; empty where it does not.
     """
 
     path: Path
@@ -54,6 +59,7 @@ class _File:
     offset: int
     slope: float
     inter: float
+    doubt: str
 
     @property
     def size(self) -> int:
@@ -106,7 +112,7 @@ def voxel_bytes(path: str | Path) -> int:
     return file.size * file.stored.itemsize
 
 
-def read_image(*paths: str | Path, compact: bool = False) -> Volume:
+def read_image(*paths: str | Path, compact: bool = False, report: Report = silent) -> Volume:
     """One image, (C, I, J, K), with scl_slope and scl_inter applied; in memory as NIfTI stores it: i runs fastest, channels slowest.
 
     While it is read, beside the result only a few megabytes are in memory; with `compact` also the stored voxels of a file whose scaled
@@ -117,13 +123,14 @@ def read_image(*paths: str | Path, compact: bool = False) -> Volume:
         compact: whole numbers of at most 16 bits stay such, instead of becoming float32 as everything else does: those that are stored
             unscaled in their own type, those that are scaled by whole numbers if the values fit (u)int8 or (u)int16. The values are
             the same.
+        report: hears a Warn of each file whose sform, qform and pixdim contradict each other.
 
     Returns:
         float32; with `compact` perhaps uint8, int8, uint16 or int16, for several files the least of them that holds all their types.
 
     Raises:
-        VolumeError: if a file is missing, damaged, not NIfTI, of complex or RGB voxels, not three-dimensional, without a valid
-            affine, holds values that are not finite, or lies on another grid than the first.
+        VolumeError: if a file is missing, damaged, longer than its header says, not NIfTI, of complex or RGB voxels, not
+            three-dimensional, without a valid affine, holds values that are not finite, or lies on another grid than the first.
     """
     if not paths:
         raise VolumeError("an image needs at least one file")
@@ -132,12 +139,17 @@ def read_image(*paths: str | Path, compact: bool = False) -> Volume:
     for file in files[1:]:
         if not file.geometry.same_grid(first.geometry):
             raise VolumeError(f"{file.path}: its grid differs from that of {first.path}; the channels of one image must share a grid")
+    _warn(files, report)
     array = _joined([_compact(file) for file in files]) if compact else _as_floats(files)
     return Volume(array, first.geometry, Source(first.path, first.header))
 
 
-def read_labels(path: str | Path) -> Volume:
+def read_labels(path: str | Path, report: Report = silent) -> Volume:
     """A label map, (1, I, J, K), in the smallest integer type that holds its values; in memory as NIfTI stores it.
+
+    Args:
+        path: the file.
+        report: as in `read_image`.
 
     Raises:
         VolumeError: as `read_image`, or if a value is no whole number, or there are several channels.
@@ -145,7 +157,14 @@ def read_labels(path: str | Path) -> Volume:
     file = _open(Path(path))
     if file.shape[3] != 1:
         raise VolumeError(f"{path}: a label map has one channel, this file has {file.shape[3]}")
+    _warn([file], report)
     return Volume(file.channels_first(_whole_numbers(file)), file.geometry, Source(file.path, file.header))
+
+
+def _warn(files: list[_File], report: Report) -> None:
+    for file in files:
+        if file.doubt:
+            report(Warn(f"{file.path}: {file.doubt}"))
 
 
 def _as_floats(files: list[_File]) -> NDArray[np.float32]:
@@ -262,7 +281,8 @@ def _pieces(flat: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
 def _chunks(file: _File) -> Iterator[tuple[int, NDArray[Any]]]:
     """The numbers as they are stored, piece by piece: the place of the first, and they. Each piece is to be used before the next.
 
-    A compressed file is read to its end, where the checksum stands: who stops at the last voxel takes wrong ones for right.
+    Then the file must end. Where it goes on, its header has another shape or type than its voxels; and at the end of a compressed file
+    stands the checksum, which who stops at the last voxel never sees.
     """
     compressed = file.path.name.lower().endswith(".gz")
     buffer = np.empty(min(file.size, _CHUNK), dtype=file.stored)
@@ -272,13 +292,15 @@ def _chunks(file: _File) -> Iterator[tuple[int, NDArray[Any]]]:
             part = buffer[: file.size - start]
             _fill(opened, part)
             yield start, part.astype(file.stored.newbyteorder("="), copy=False)
-        while compressed and opened.read(1 << 20):
-            pass
+        if opened.read(1):
+            sides = " x ".join(str(n) for n in file.shape)
+            raise VolumeError(
+                f"{file.path}: it goes on behind the last of the {sides} voxels of type {file.stored.name} that its header tells of, so "
+                "the header's shape or type is wrong; convert it again from its source"
+            )
 
 
 def _skip(opened: BufferedIOBase, size: int) -> None:
-    if size < 0:
-        raise ValueError(f"its voxels begin at byte {size}")
     while size:
         # Not by seeking: beyond the end that would go unnoticed for long.
         read = len(opened.read(min(size, 1 << 20)))
@@ -329,9 +351,16 @@ def _open(path: Path) -> _File:
     if image.get_data_dtype().kind not in "iuf":
         raise VolumeError(f"{path}: voxels of type {image.get_data_dtype()} are not supported; convert it to one number a voxel")
     geometry, proxy = _geometry(image, path), image.dataobj
+    offset, least = int(proxy.offset), int(image.header.single_vox_offset)
+    if offset < least:
+        raise VolumeError(
+            f"{path}: by its header the voxels begin at byte {offset}, inside the header itself (vox_offset is at least {least}); "
+            "convert it again from its source"
+        )
     shape = (*geometry.shape, math.prod(int(n) for n in image.shape[3:]))
     header: bytes = image.header.as_byteswapped("<").binaryblock
-    return _File(path, geometry, header, shape, proxy.dtype, int(proxy.offset), float(proxy.slope), float(proxy.inter))
+    doubt = _doubt(image.header, geometry)
+    return _File(path, geometry, header, shape, proxy.dtype, offset, float(proxy.slope), float(proxy.inter), doubt)
 
 
 def _geometry(image: Any, path: Path) -> Geometry:
@@ -349,6 +378,28 @@ def _geometry(image: Any, path: Path) -> Geometry:
         return Geometry(shape, np.asarray(image.affine, dtype=np.float64))
     except ValueError as error:
         raise VolumeError(f"{path}: it has no valid affine ({error}); convert it again from its source") from error
+
+
+def _doubt(header: Any, geometry: Geometry) -> str:
+    """What is to be said where the sform counts, and pixdim or the qform contradicts it."""
+    if header["sform_code"] <= 0:
+        return ""
+    said, spacing = [], header["pixdim"][1:4]
+    if not np.allclose(geometry.spacing_mm, spacing, rtol=_SAME_SPACING, atol=0):
+        by_sform, by_pixdim = (" x ".join(f"{mm:.4g}" for mm in numbers) for numbers in (geometry.spacing_mm, spacing))
+        said.append(f"voxels of {by_sform} mm by the sform, {by_pixdim} mm by pixdim")
+    if header["qform_code"] > 0:
+        try:
+            other = Geometry(geometry.shape, header.get_qform())
+            here, there = (grid.affine_ras[:3, :3] / grid.spacing_mm for grid in (geometry, other))
+            degrees = float(np.degrees(np.arccos(np.clip((here * there).sum(axis=0), -1, 1))).max())
+            if degrees > _SAME_DIRECTION:
+                said.append(f"{geometry.orientation} by the sform, {other.orientation} by the qform, up to {degrees:.0f} degrees apart")
+        except (ValueError, HeaderDataError):
+            said.append("a qform that is no rotation")
+    if not said:
+        return ""
+    return f"its header contradicts itself ({'; '.join(said)}); the sform counts: see whether it is right, then correct the rest"
 
 
 def _spatial(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
