@@ -1,4 +1,4 @@
-"""The gradients of `kernels_cpu` against torch's own and against float64, and where they are not called."""
+"""The gradients of `kernels_cpu` and `norms_cpu` against torch's own and against float64, and where they are not called."""
 
 import copy
 from unittest import mock
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from uxnet.networks import kernels_cpu
+from uxnet.networks import kernels_cpu, norms_cpu
 from uxnet.networks.blocks import DenseConv3d, DepthwiseConv3d, PointwiseConv3d, ResidualConvBlock, instance_norm
 from uxnet.networks.nnunet import NNUNet
 from uxnet.networks.nnunet import _Conv as NNUNetConv
@@ -39,19 +39,19 @@ def affine(of):
 
 
 NORMS = {
-    "activated": (lambda x: kernels_cpu.norm_activation(x, SLOPE), lambda x: F.leaky_relu(instance_norm(x), SLOPE), 1),
+    "activated": (lambda x: norms_cpu.norm_activation(x, SLOPE), lambda x: F.leaky_relu(instance_norm(x), SLOPE), 1),
     "with a residual": (
-        lambda x, y: kernels_cpu.norm_sum_activation(x, y, SLOPE, norm_residual=False),
+        lambda x, y: norms_cpu.norm_sum_activation(x, y, SLOPE, norm_residual=False),
         lambda x, y: F.leaky_relu(instance_norm(x) + y, SLOPE),
         2,
     ),
     "with a normalised residual": (
-        lambda x, y: kernels_cpu.norm_sum_activation(x, y, SLOPE, norm_residual=True),
+        lambda x, y: norms_cpu.norm_sum_activation(x, y, SLOPE, norm_residual=True),
         lambda x, y: F.leaky_relu(instance_norm(x) + instance_norm(y), SLOPE),
         2,
     ),
     "with weights": (
-        affine(lambda x, w, b: kernels_cpu.affine_norm_activation(x, w, b, SLOPE)),
+        affine(lambda x, w, b: norms_cpu.affine_norm_activation(x, w, b, SLOPE)),
         affine(lambda x, w, b: F.leaky_relu(F.group_norm(x, len(w), w, b), SLOPE)),
         2,
     ),
@@ -104,7 +104,7 @@ def held(got, like, exact):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", NORMS)
 def test_norms_give_torchs_gradients(name, shape, chunk, monkeypatch):
-    monkeypatch.setattr(kernels_cpu, "CHUNK", chunk)
+    monkeypatch.setattr(norms_cpu, "CHUNK", chunk)
     ours, theirs, count = NORMS[name]
     inputs, upstream = [some(*shape, seed=s) for s in range(count)], some(*shape, seed=9)
     exact = gradients(theirs, [x.double() for x in inputs], upstream)
@@ -265,7 +265,7 @@ def test_a_network_learns_as_exactly_as_with_torchs_kernels(network, lower):
 def test_channels_far_from_zero_are_normalised_exactly():
     x = some(2, 4, 9, 8, 7) + 1000
     exact = F.leaky_relu(F.instance_norm(x.double()), SLOPE)
-    torch.testing.assert_close(kernels_cpu.norm_activation(x, SLOPE).double(), exact, rtol=0, atol=2e-4)
+    torch.testing.assert_close(norms_cpu.norm_activation(x, SLOPE).double(), exact, rtol=0, atol=2e-4)
 
 
 def test_twice_the_same_gives_the_same_bits():
@@ -318,7 +318,7 @@ def test_weights_of_zero_and_below_are_learnt_from():
     )
     exact = gradients(lambda x, w, b: F.leaky_relu(F.group_norm(x, 3, w, b), SLOPE), [t.double() for t in (x, weight, bias)], upstream)
     for ours, wanted in zip(
-        gradients(lambda x, w, b: kernels_cpu.affine_norm_activation(x, w, b, SLOPE), [x, weight, bias], upstream), exact, strict=True
+        gradients(lambda x, w, b: norms_cpu.affine_norm_activation(x, w, b, SLOPE), [x, weight, bias], upstream), exact, strict=True
     ):
         torch.testing.assert_close(ours.double(), wanted, rtol=1e-4, atol=1e-5)
 
@@ -329,7 +329,7 @@ def test_a_constant_channel_gives_finite_gradients():
     upstream = some(*x.shape, seed=3)
     (ours, ours_dx), (wanted, wanted_dx) = (
         gradients(f, [x], upstream)
-        for f in (lambda x: kernels_cpu.norm_activation(x, SLOPE), lambda x: F.leaky_relu(instance_norm(x), SLOPE))
+        for f in (lambda x: norms_cpu.norm_activation(x, SLOPE), lambda x: F.leaky_relu(instance_norm(x), SLOPE))
     )
     torch.testing.assert_close(ours, wanted)
     torch.testing.assert_close(ours_dx[:, [0, 2, 3]], wanted_dx[:, [0, 2, 3]])

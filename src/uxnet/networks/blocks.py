@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uxnet.networks import kernels_cpu
+from uxnet.networks import kernels_cpu, norms_cpu
 
 Triple = tuple[int, int, int]
 PerAxis = int | Sequence[int]
@@ -315,13 +315,13 @@ class ResidualConvBlock(nn.Module):
         residual = x if self.shortcut is None else self.shortcut(x)
         slope, projected = self.activation.negative_slope, self.shortcut is not None
         if kernels_cpu.pays(y):
-            return kernels_cpu.norm_sum_activation(y, residual, slope, norm_residual=projected)
+            return norms_cpu.norm_sum_activation(y, residual, slope, norm_residual=projected)
         out: Tensor = self.activation(instance_norm(y) + (instance_norm(residual) if projected else residual))
         return out
 
     def _normalised(self, x: Tensor) -> Tensor:
         if kernels_cpu.pays(x):
-            return kernels_cpu.norm_activation(x, self.activation.negative_slope)
+            return norms_cpu.norm_activation(x, self.activation.negative_slope)
         y: Tensor = self.activation(instance_norm(x))
         return y
 

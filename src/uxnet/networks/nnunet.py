@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uxnet.networks import kernels_cpu
+from uxnet.networks import kernels_cpu, norms_cpu
 from uxnet.networks.blocks import (
     DenseConv3d,
     PerStage,
@@ -87,7 +87,7 @@ class _Conv(nn.Module):
         """(N, in_channels, I, J, K) -> (N, out_channels, ceil(I / s), ceil(J / s), ceil(K / s))."""
         y = self.conv(x)
         if kernels_cpu.pays(y):
-            return kernels_cpu.affine_norm_activation(y, self.norm.weight, self.norm.bias, 0.01)
+            return norms_cpu.affine_norm_activation(y, self.norm.weight, self.norm.bias, 0.01)
         return F.leaky_relu(self.norm(y), 0.01)
 
 
