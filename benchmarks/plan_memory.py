@@ -1,6 +1,6 @@
 """The memory of training steps: as `uxnet plan` predicts it, and as it is.
 
-    python benchmarks/plan_memory.py [--recipe FILE:CHANNELS:CLASSES ...] [--only NAME ...] [--steps 4] [-o FILE.json]
+    python benchmarks/plan_memory.py [--recipe FILE:CHANNELS:CLASSES ...] [--only NAME ...] [--steps 4] [--precision P] [-o FILE.json]
 
 Each row is a process of its own. It trains as `uxnet train` does, on made cases that are a little larger than the patch, first for one
 step with small patches, so that everything is loaded and warm. What the heap has free is then given back to the system, and the peak of
@@ -59,11 +59,11 @@ def write_cases(folder: Path, shape, channels: int, classes: int) -> Path:
     return folder
 
 
-def train_for(stage, steps: int, data: Path, out: Path) -> None:
+def train_for(stage, steps: int, data: Path, out: Path, precision: str) -> None:
     from uxnet.recipe import Preparation, Recipe
     from uxnet.training.run import train
 
-    training = replace(stage.training, steps=steps, validate_every=steps, precision="float32", checkpoint_every=steps)
+    training = replace(stage.training, steps=steps, validate_every=steps, precision=precision, checkpoint_every=steps)
     plain = replace(stage, prepare=Preparation(), training=training)
     train(data, Recipe("memory", stages=(plain,)), out, device="cpu")
 
@@ -72,25 +72,27 @@ def status(key: str) -> int:
     return int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1)) * 1024
 
 
-def measure(stage, channels: int, classes: int, steps: int, pipe) -> None:
+def measure(stage, channels: int, classes: int, steps: int, precision: str, pipe) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         patch = stage.sampling.patch
         data = write_cases(folder / "data", tuple(p + 4 for p in patch), channels, classes)
         small = write_cases(folder / "small", (20, 20, 20), channels, classes)
-        train_for(replace(stage, sampling=replace(stage.sampling, patch=tuple(min(32, p) for p in patch))), 1, small, folder / "warm")
+        train_for(
+            replace(stage, sampling=replace(stage.sampling, patch=tuple(min(32, p) for p in patch))), 1, small, folder / "warm", precision
+        )
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         before = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
-        train_for(stage, steps, data, folder / "run")
+        train_for(stage, steps, data, folder / "run", precision)
         pipe.send((status("VmHWM") - before, before))
 
 
-def measured(stage, channels: int, classes: int, steps: int = 4) -> tuple[int, int]:
+def measured(stage, channels: int, classes: int, steps: int = 4, precision: str = "float32") -> tuple[int, int]:
     """Bytes beyond what the process held before, and those; in a process of its own."""
     mine, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=measure, args=(stage, channels, classes, steps, theirs))
+    process = multiprocessing.get_context("spawn").Process(target=measure, args=(stage, channels, classes, steps, precision, theirs))
     process.start()
     theirs.close()
     try:
@@ -104,6 +106,7 @@ def main() -> None:
     parser.add_argument("--recipe", nargs="*", default=[], help="a planned recipe, its image channels and its classes: FILE:1:3")
     parser.add_argument("--only", nargs="*", default=None, help="of the usual rows, those whose names begin so")
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
     from uxnet.recipe import load_recipe
@@ -114,12 +117,13 @@ def main() -> None:
         file, channels, classes = text.rsplit(":", 2)
         cases[Path(file).name] = (load_recipe(file).stages[0], int(channels), int(classes))
     rows = []
-    table = Table(title=f"peak of {given.steps} training steps on a CPU in float32, beyond what the process held before; MB")
+    table = Table(title=f"peak of {given.steps} training steps on a CPU in {given.precision}, beyond what the process held before; MB")
     for column in ("", "network", "patch", "batch", "alive at once", "predicted", "measured", "predicted / measured", "held before"):
         table.add_column(column, justify="left" if column in ("", "network") else "right")
     for name, (stage, channels, classes) in cases.items():
-        predicted, alive = predicted_memory(stage, channels, classes), traced_step(stage, channels, classes).peak
-        found, before = measured(stage, channels, classes, given.steps)
+        asked = stage, channels, classes, "cpu", given.precision
+        predicted, alive = predicted_memory(*asked), traced_step(*asked).peak
+        found, before = measured(stage, channels, classes, given.steps, given.precision)
         patch = " x ".join(map(str, stage.sampling.patch))
         row = {"name": name, "network": stage.network.name, "patch": stage.sampling.patch, "batch": stage.training.batch}
         rows.append({**row, "alive": alive, "predicted": predicted, "measured": found, "held_before": before})
@@ -128,7 +132,7 @@ def main() -> None:
         print(f"{name}: predicted {predicted / 1e6:.0f}, measured {found / 1e6:.0f}, ratio {predicted / found:.3f}", flush=True)
     Console(width=160).print(table)
     if given.output:
-        given.output.write_text(json.dumps({"steps": given.steps, "rows": rows}, indent=1) + "\n")
+        given.output.write_text(json.dumps({"precision": given.precision, "steps": given.steps, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
