@@ -20,6 +20,9 @@ Each message is a sentence that says what is wrong, where, and what to do about 
 
 from __future__ import annotations
 
+import json
+import unicodedata
+
 
 class UxnetError(Exception):
     """The root of all errors that uxnet raises on purpose."""
@@ -75,3 +78,13 @@ class Cancelled(UxnetError):
 
 class Preempted(Cancelled):
     """A training run was asked to make room; everything that it needs to go on is saved."""
+
+
+def printable(text: str) -> str:
+    """A text of someone else's file, for a message or a terminal: what steers a terminal, or hides, stands there as JSON writes it.
+
+    Lines stay lines. Of JSON it leaves the meaning as it is.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else json.dumps(c)[1:-1] for c in text)

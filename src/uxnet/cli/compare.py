@@ -56,9 +56,8 @@ def run(
     """
     import json as json_module
 
-    from rich.console import Console
-
-    from uxnet.errors import InputError
+    from uxnet.cli.render import Terminal
+    from uxnet.errors import InputError, printable
     from uxnet.evaluation.compare import compare
     from uxnet.evaluation.compare_text import to_dict, to_markdown, write_csv
     from uxnet.evaluation.scores import read_scores
@@ -81,9 +80,9 @@ def run(
         order = [s.name for s in comparison.ranked()]
         draw_boxes(boxes, {name: [d for d in dices[name] if d is not None] for name in order}, "Mean Dice of every test case")
     if json:
-        print(json_module.dumps(to_dict(comparison), indent=1, ensure_ascii=False))
+        print(printable(json_module.dumps(to_dict(comparison), indent=1, ensure_ascii=False)))
         return 0
-    console = Console()
+    console = Terminal()
     show(console, comparison)
     for path in filter(None, (output, csv, boxes)):
         console.print(f"written: {path}", soft_wrap=True, highlight=False, markup=False)

@@ -48,9 +48,7 @@ def run(
             By default subjects.json in DATASET says who is who, else each case is a person.
         workers: processes that read cases; each holds one case in memory.
     """
-    from rich.console import Console
-
-    from uxnet.cli.render import reporting
+    from uxnet.cli.render import Terminal, reporting
     from uxnet.dataset.check import check_dataset
     from uxnet.dataset.manifest import read_dataset
     from uxnet.errors import InputError
@@ -59,11 +57,11 @@ def run(
     if output and output.is_dir():
         raise InputError(f"{output}: is a folder; name a file to write, for example {output / 'inspection.json'}")
     manifest = read_dataset(dataset, group_by=group_by)
-    with reporting(Console(stderr=True), lines=False) as report:
+    with reporting(Terminal(stderr=True), lines=False) as report:
         inspection = check_dataset(manifest, workers=workers, report=report)
     if output:
         write_json(output, inspection.to_dict())
-    _print(Console(), inspection, output)
+    _print(Terminal(), inspection, output)
     return 1 if inspection.errors else 0
 
 
