@@ -348,7 +348,7 @@ def test_channel_names_that_do_not_fit_are_numbers(loaded, tmp_path):
     [
         ({"labels": {"0": "background", "1": "liver"}}, LabelsError, r"need 2 output channels \(liver\), the weights have 3"),
         ({"labels": {}}, LabelsError, "labels"),
-        ({"other": 1}, LabelsError, "not described"),
+        ({"other": 1}, LabelsError, 'there is no "labels" table'),
         ([1], InputError, "JSON object"),
     ],
 )

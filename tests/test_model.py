@@ -18,6 +18,11 @@ LABELS = Labels(
     colours=(("anterior", (1, 2, 3)),),
 )
 RECIPE = load_recipe("hippocampus")
+STAGE = {"network": "uxnet", "weights": "weights/0.safetensors", "sha256": "", "parameters": 1}
+
+
+def nested(depth):
+    return [nested(depth - 1)] if depth else []
 
 
 def weights(seed=0):
@@ -142,6 +147,46 @@ def test_a_truncated_file_is_refused_by_name(tmp_path, share):
         read_model(path)
 
 
+def test_parts_that_are_compressed_are_refused(tmp_path):
+    path = write(tmp_path / "a.uxnet")
+    model, blobs = read_model(path), parts(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, blob in blobs.items():
+            archive.writestr(name, blob, zipfile.ZIP_STORED if name == "model.json" else zipfile.ZIP_DEFLATED)
+    for read in (read_model, lambda _: read_weights(model), lambda _: with_variants(path, tmp_path / "b.uxnet", [])):
+        with pytest.raises(ModelError, match=r"a\.uxnet: its part weights/0\.safetensors is compressed"):
+            read(path)
+
+
+def test_a_part_that_says_it_is_larger_than_the_file_is_refused(tmp_path):
+    path = write(tmp_path / "a.uxnet")
+    whole = path.read_bytes()
+    entry = whole.rindex(b"PK\x01\x02")  # of the last part, in the zip's directory: both of its sizes stand from byte 20 on
+    path.write_bytes(whole[: entry + 20] + (2**31).to_bytes(4, "little") * 2 + whole[entry + 28 :])
+    with pytest.raises(ModelError, match=r"a\.uxnet: its parts are larger than the file itself"):
+        read_model(path)
+
+
+@pytest.mark.parametrize("shape", [[2**40], [2**62, 0, 2**62]])
+def test_tensors_that_say_they_are_larger_than_their_part_are_refused(tmp_path, shape):
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    blob = len(header).to_bytes(8, "little") + header
+    path = rebuild(tmp_path / "a.uxnet", parts(write(tmp_path / "a.uxnet")) | {"weights/0.safetensors": blob})
+    stage = read_model(path).description["stages"][0] | {"sha256": hashlib.sha256(blob).hexdigest()}
+    with pytest.raises(ModelError, match=r"a\.uxnet: the weights of stage 0 cannot be read"):
+        read_weights(read_model(redescribed(path, stages=[stage])))
+
+
+def test_memory_that_is_not_there_is_damage(tmp_path, monkeypatch):
+    def exhausted(*_):
+        raise MemoryError
+
+    model = read_model(write(tmp_path / "a.uxnet"))
+    monkeypatch.setattr("uxnet.model.load_safetensors", exhausted)
+    with pytest.raises(ModelError, match=r"a\.uxnet: .*damaged \(it asks for more memory than there is\)"):
+        read_weights(model)
+
+
 def test_a_newer_schema_says_to_update(tmp_path):
     path = redescribed(write(tmp_path / "a.uxnet"), schema=SCHEMA + 1)
     with pytest.raises(ModelError, match=r"a\.uxnet: written by a newer uxnet.*update"):
@@ -168,9 +213,24 @@ def test_a_newer_schema_says_to_update(tmp_path):
         {"stages": []},
         {"stages": [{}]},
         {"stages": [{"weights": "weights/0.safetensors"}]},
-        {"stages": [{"weights": "weights/9.safetensors", "sha256": ""}]},
-        {"stages": [{"weights": 5, "sha256": ""}]},
+        {"stages": [STAGE | {"weights": "weights/9.safetensors"}]},
+        {"stages": [STAGE | {"weights": 5}]},
+        {"stages": [STAGE | {"network": None}]},
+        {"stages": [STAGE | {"parameters": "many"}]},
+        {"stages": [STAGE, STAGE]},
         {"stages": [5]},
+        {"name": 5},
+        {"uxnet": None},
+        {"channels": [1]},
+        {"labels": {"background": 0, "foreground": [{"name": "a", "value": 1e999}]}},
+        {"recipe": {"name": "x", "stages": [{"network": {"settings": {"widths": nested(100)}}}]}},
+        {"provenance": {"dataset": "Tiny"}},
+        {"provenance": {"split": {"train": 3}}},
+        {"provenance": {"stages": {"training": {}}}},
+        {"provenance": {"validation": {"dice": "good"}}},
+        {"provenance": {"validation": {"classes": {"a": 10**400}}}},
+        {"provenance": {"init_from": {"model": "a.uxnet"}}},
+        {"provenance": {"converted": True}},
     ],
     ids=str,
 )
@@ -183,7 +243,7 @@ def test_a_description_that_does_not_hold_is_refused_by_name(tmp_path, changes):
 def test_weights_that_are_no_safetensors_are_refused_by_name(tmp_path):
     path = write(tmp_path / "a.uxnet")
     for blob in (b"not safetensors at all", b"", save_safetensors({"a": np.zeros(3)})[:-1]):
-        stage = {"weights": "weights/0.safetensors", "sha256": hashlib.sha256(blob).hexdigest()}
+        stage = STAGE | {"sha256": hashlib.sha256(blob).hexdigest()}
         rebuild(path, parts(path) | {"weights/0.safetensors": blob})
         with pytest.raises(ModelError, match=r"a\.uxnet"):
             read_weights(read_model(redescribed(path, stages=[stage])))
@@ -214,6 +274,10 @@ def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path):
 # --- variants: a stage's network in another form, declared and hashed ---
 
 
+DICE = {"float32": 0.9, "int8": 0.89, "cases": 3}
+VARIANT = {"engine": "openvino", "precision": "int8", "stage": 0, "window": [8, 8, 8], "files": {}, "weights_sha256": ""}
+
+
 def variant(model, **changes):
     """What a variant of stage 0 declares, without what is filled in."""
     stage = model.description["stages"][0]
@@ -224,7 +288,9 @@ def variant(model, **changes):
 def varied(tmp_path):
     """A model file with an int8 variant."""
     plain = write(tmp_path / "plain.uxnet")
-    with_variants(plain, tmp_path / "v.uxnet", [(variant(read_model(plain), dice={"float32": 0.9, "int8": 0.89}), b"<xml/>", b"numbers")])
+    with_variants(
+        plain, tmp_path / "v.uxnet", [(variant(read_model(plain), dice={"float32": 0.9, "int8": 0.89, "cases": 3}), b"<xml/>", b"numbers")]
+    )
     return tmp_path / "v.uxnet"
 
 
@@ -232,7 +298,7 @@ def test_a_variant_is_read_as_it_was_written(varied):
     model = read_model(varied)
     assert read_variant(model, "int8") == (b"<xml/>", b"numbers")
     (declared,) = variants(model)
-    assert (declared["engine"], declared["dice"]) == ("openvino", {"float32": 0.9, "int8": 0.89})
+    assert (declared["engine"], declared["dice"]) == ("openvino", DICE)
     for part, blob in (("xml", b"<xml/>"), ("bin", b"numbers")):
         assert declared["files"][part] == {"name": f"variants/0-int8.{part}", "sha256": hashlib.sha256(blob).hexdigest()}
 
@@ -285,7 +351,11 @@ def test_a_variant_of_something_else_is_refused(varied, changes, said):
         read_variant(read_model(varied), "int8")
 
 
-@pytest.mark.parametrize("declared", [3, {}, "int8", [3], [{}], [{"precision": "int8", "stage": 0}]], ids=str)
+@pytest.mark.parametrize(
+    "declared",
+    [3, {}, "int8", [3], [{}], [{"precision": "int8", "stage": 0}], [VARIANT | {"dice": 0.9}], [VARIANT | {"stage": []}]],
+    ids=str,
+)
 def test_variants_that_are_not_declared_as_expected_are_refused(varied, declared):
     with pytest.raises(ModelError, match=r"v\.uxnet"):
         read_variant(read_model(redescribed(varied, variants=declared)), "int8")

@@ -242,3 +242,21 @@ def test_a_guided_stage_sees_a_mask_more_and_answers_for_one_structure():
     first, second = TWO.stages
     assert (first.in_channels(3), first.out_channels(7)) == (3, 7)
     assert (second.in_channels(3), second.out_channels(7)) == (4, 2)
+
+
+def test_a_recipe_that_is_nested_too_deeply_is_refused_by_name(tmp_path):
+    path = tmp_path / "deep.toml"
+    path.write_text('name = "a"\n[[stages]]\n[stages.network.settings]\nwidths = ' + "[" * 5000 + "]" * 5000)
+    with pytest.raises(RecipeError, match=r"deep\.toml: it is nested too deeply"):
+        load_recipe(path)
+
+
+def test_a_file_with_the_name_of_a_recipe_in_the_box_is_not_taken_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hippocampus").write_text('name = "mine"')
+    with pytest.raises(RecipeError, match=r"hippocampus: a recipe in the box, and a file here; write \./hippocampus for the file"):
+        load_recipe("hippocampus")
+    assert load_recipe("./hippocampus").name == "mine"
+    (tmp_path / "hippocampus").unlink()
+    (tmp_path / "hippocampus").mkdir()
+    assert load_recipe("hippocampus").name == "hippocampus"

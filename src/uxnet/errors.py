@@ -20,6 +20,8 @@ Each message is a sentence that says what is wrong, where, and what to do about 
 
 from __future__ import annotations
 
+import json
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -83,3 +85,13 @@ def shortened(names: Iterable[object], most: int = 5) -> str:
     """Names for a message: "a, b and 12 more"."""
     items = list(map(str, names))
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def printable(text: str) -> str:
+    """A text of someone else's file, for a message or a terminal: what steers a terminal, or hides, stands there as JSON writes it.
+
+    Lines stay lines. Of JSON it leaves the meaning as it is.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else json.dumps(c)[1:-1] for c in text)

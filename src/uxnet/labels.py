@@ -90,6 +90,9 @@ class Labels:
             if twice:
                 raise LabelsError(f"the {what} {', '.join(twice)} occurs more than once among the labels")
         known = {label.value for label in self.foreground}
+        for value in (*values, *(region.writes for region in self.regions)):
+            if not -(2**63) <= value < 2**63:
+                raise LabelsError(f"the value {value} is beyond 64 bits, and no label map holds it")
         for region in self.regions:
             if not region.values or not set(region.values) <= known:
                 raise LabelsError(f"region {region.name!r} unites the values {list(region.values)}; known are {sorted(known)}")
@@ -212,8 +215,17 @@ def labels_from_dict(data: Mapping[str, Any]) -> Labels:
             colours=tuple((str(n), (int(r), int(g), int(b))) for n, (r, g, b) in data["colours"].items()),
             pairs_said=True,
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise LabelsError(f"the labels are not described as expected: {error!r}") from error
+
+
+def labels_from_json(data: Mapping[str, Any]) -> Labels:
+    """The labels of a `dataset.json`, which has a "labels" table, or those that `Labels.to_dict` gave.
+
+    Raises:
+        LabelsError: as `labels_from_dict` and `labels_from_dataset_json`.
+    """
+    return labels_from_dict(data) if "foreground" in data and "labels" not in data else labels_from_dataset_json(data)
 
 
 def labels_from_dataset_json(data: Mapping[str, Any]) -> Labels:
@@ -254,7 +266,7 @@ def labels_from_dataset_json(data: Mapping[str, Any]) -> Labels:
     try:
         pairs = tuple((str(a), str(b)) for a, b in data["pairs"]) if said else _left_right(names)
         colours = tuple((str(n), (int(r), int(g), int(b))) for n, (r, g, b) in (data.get("colours") or {}).items())
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise LabelsError(f'"pairs" or "colours" are not as expected: {error}') from error
     return Labels(
         foreground=foreground,
@@ -351,7 +363,7 @@ def _of_heart(rest: str) -> bool:
 def _integer(value: Any, name: object) -> int:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not number.is_integer():
         raise LabelsError(f"the label {name!r} has the value {value!r}, which is no whole number")

@@ -10,16 +10,20 @@ operations, so a malicious one may take memory and time without end, and whateve
 cannot: bring code along (operations outside OpenVINO's own sets come from extension libraries, which nobody here loads) or name other
 files (its numbers are offsets into the block that is handed over with it). The hashes notice damage and parts that were swapped, before
 OpenVINO sees a byte; they do not vouch for whoever wrote the file. Without `--precision int8` no variant is read.
+
+Parts are stored as they are, and one that is compressed, or says that it is larger than the file, is refused: reading a model never takes
+more memory than a few times its file's size.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,17 +36,49 @@ from safetensors.numpy import save as save_safetensors
 
 import uxnet
 from uxnet.errors import LabelsError, ModelError, RecipeError
-from uxnet.io import atomic
+from uxnet.io import atomic, json_value, misfit
 from uxnet.labels import Labels, labels_from_dict
 from uxnet.recipe import Recipe, recipe_from_dict, recipe_to_dict
 
 SCHEMA = 1
 _ENGINE = "openvino"  # the only one that has variants
-_VARIANT = {"engine", "precision", "stage", "window", "files", "weights_sha256"}
 Weights = Mapping[str, NDArray[Any]]
 
-# What zipfile raises over damaged bytes, RuntimeError for a part that calls itself encrypted or oddly compressed.
-_DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
+# What zipfile raises over damaged bytes, RuntimeError for a part that calls itself encrypted, or JSON that is nested too deeply.
+_DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error)
+
+# What model.json has to say of what is read from it here and elsewhere. Of engines that are not known any files may be declared.
+_SCORES = {"dice?": (None, float), "classes?": {str: (None, float)}}
+_STAGE = {"training?": {"step?": int, "steps?": int}, "validation?": _SCORES}
+_PROVENANCE = {
+    **_STAGE,
+    "stages?": [_STAGE],
+    "versions?": {str: object},
+    "precision?": str,
+    "dataset?": {"name?": str, "licence?": (None, str), "fingerprint?": {str: object}},
+    "split?": {"train?": [str], "validation?": [str], "test?": [str], "fold?": (int, str)},
+    "converted?": {"file": str, "sha256": str, "preparation": str},
+    "init_from?": {"model": str, "sha256": str, "summary": str},
+}
+_DESCRIPTION = {
+    "uxnet": str,
+    "name": str,
+    "channels": [str],
+    "labels": {},
+    "stages": [{"network": str, "weights": str, "sha256": str, "parameters": int}],
+    "recipe": {},
+    "provenance": _PROVENANCE,
+}
+_VARIANT = {
+    "engine": str,
+    "precision": str,
+    "stage": int,
+    "window": [int],
+    "files": {},
+    "weights_sha256": str,
+    "made_with?": {str: object},
+    "dice?": {"float32": float, "int8": float, "cases": int},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,17 +156,15 @@ def read_model(path: Path) -> Model:
         ModelError: if the file is missing, damaged, no model, or of a newer schema.
     """
     description = _description(path)
+    if wrong := misfit(description, _DESCRIPTION):
+        raise ModelError(f"{path}: its model.json is not as expected ({wrong})")
     try:
-        return Model(
-            recipe=recipe_from_dict(description["recipe"]),
-            labels=labels_from_dict(description["labels"]),
-            channels=tuple(map(str, description["channels"])),
-            provenance=dict(description["provenance"]),
-            description=description,
-            path=path,
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, RecipeError, LabelsError) as error:
+        recipe, labels = recipe_from_dict(description["recipe"]), labels_from_dict(description["labels"])
+    except (RecipeError, LabelsError) as error:
         raise ModelError(f"{path}: its model.json is not as expected ({error})") from error
+    if len(description["stages"]) != len(recipe.stages):
+        raise ModelError(f"{path}: its model.json has {len(description['stages'])} stages, and its recipe {len(recipe.stages)}")
+    return Model(recipe, labels, tuple(description["channels"]), description["provenance"], description, path)
 
 
 def read_weights(model: Model, stage: int = 0) -> dict[str, NDArray[Any]]:
@@ -141,12 +175,12 @@ def read_weights(model: Model, stage: int = 0) -> dict[str, NDArray[Any]]:
     """
     try:
         declared = model.description["stages"][stage]
-        with zipfile.ZipFile(model.path) as archive:
+        with _opened(model.path) as archive:
             blob = archive.read(declared["weights"])
         intact = hashlib.sha256(blob).hexdigest() == declared["sha256"]
         tensors = load_safetensors(blob) if intact else {}
     except (IndexError, SafetensorError, *_DAMAGE) as error:
-        raise ModelError(f"{model.path}: the weights of stage {stage} cannot be read, the file is damaged ({error})") from error
+        raise ModelError(f"{model.path}: the weights of stage {stage} cannot be read, the file is damaged ({_what(error)})") from error
     if not intact:
         raise ModelError(f"{model.path}: the weights of stage {stage} are not those that were written (sha256 differs); copy the file anew")
     return tensors
@@ -161,9 +195,9 @@ def variants(model: Model) -> list[Mapping[str, Any]]:
     Raises:
         ModelError: if they are not declared as they should be.
     """
-    declared = model.description.get("variants", [])
-    if not isinstance(declared, list) or not all(isinstance(one, dict) and one.keys() >= _VARIANT for one in declared):
-        raise ModelError(f"{model.path}: its model.json does not declare its variants as expected; copy the file anew")
+    declared: list[Mapping[str, Any]] = model.description.get("variants", [])
+    if wrong := misfit(declared, [_VARIANT], "variants"):
+        raise ModelError(f"{model.path}: its model.json does not declare its variants as expected ({wrong}); copy the file anew")
     return declared
 
 
@@ -191,11 +225,11 @@ def read_variant(model: Model, precision: str, stage: int = 0) -> tuple[bytes, b
     try:
         weights, window = model.description["stages"][stage]["sha256"], model.recipe.stages[stage].window
         files = [variant["files"][part] for part in ("xml", "bin")]
-        with zipfile.ZipFile(model.path) as archive:
+        with _opened(model.path) as archive:
             xml, numbers = (archive.read(file["name"]) for file in files)
         intact = all(hashlib.sha256(blob).hexdigest() == file["sha256"] for blob, file in zip((xml, numbers), files, strict=True))
     except (IndexError, *_DAMAGE) as error:
-        raise ModelError(f"{model.path}: the {name} cannot be read, the file is damaged ({error}); copy it anew") from error
+        raise ModelError(f"{model.path}: the {name} cannot be read, the file is damaged ({_what(error)}); copy it anew") from error
     if not intact:
         raise ModelError(f"{model.path}: the {name} is not the one that was written (sha256 differs); copy the file anew")
     if variant["weights_sha256"] != weights:
@@ -235,10 +269,10 @@ def with_variants(path: Path, out: Path, new: Sequence[tuple[Mapping[str, Any], 
     kept = [one for one in variants(model) if _identity(one) not in replaced]
     description = {**model.description, "variants": [*kept, *declared]}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as archive:
             parts = {part: archive.read(part) for part in archive.namelist()}
     except _DAMAGE as error:
-        raise ModelError(f"{path}: cannot be read to its end, the file is damaged ({error}); copy it anew") from error
+        raise ModelError(f"{path}: cannot be read to its end, the file is damaged ({_what(error)}); copy it anew") from error
     parts |= {"model.json": _as_json(description), **blobs}
     with atomic(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for part, blob in parts.items():
@@ -257,15 +291,36 @@ def _description(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(f"{path}: there is no such model file")
     try:
-        with zipfile.ZipFile(path) as archive:
-            description = json.loads(archive.read("model.json"))
+        with _opened(path) as archive:
+            description = json_value(archive.read("model.json"))
     except _DAMAGE as error:
-        raise ModelError(f"{path}: not a uxnet model, or damaged ({error})") from error
+        raise ModelError(f"{path}: not a uxnet model, or damaged ({_what(error)})") from error
     if not isinstance(description, dict) or not isinstance(description.get("schema"), int):
         raise ModelError(f"{path}: not a uxnet model: model.json gives no schema version")
     if description["schema"] > SCHEMA:
         raise ModelError(f"{path}: written by a newer uxnet (schema {description['schema']}, this one reads {SCHEMA}); update uxnet")
     return description
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The zip of a model, whose parts together are no larger than the file: a few bytes of a compressed one can become any number.
+
+    Raises:
+        ModelError: if they are not stored as `write_model` stores them.
+    """
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        packed = [part.filename for part in parts if part.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise ModelError(f"{path}: its part {packed[0]} is compressed, and uxnet stores parts as they are; it is no model of uxnet's")
+        if sum(part.file_size for part in parts) > path.stat().st_size:
+            raise ModelError(f"{path}: its parts are larger than the file itself; it is damaged, or made to do harm")
+        yield archive
+
+
+def _what(error: BaseException) -> str:
+    return "it asks for more memory than there is" if isinstance(error, MemoryError) else str(error)
 
 
 def _is_parameter(key: str, array: NDArray[Any]) -> bool:

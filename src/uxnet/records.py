@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uxnet.errors import InputError
-from uxnet.io import atomic
+from uxnet.io import atomic, json_value
 
 Record = dict[str, Any]
 
@@ -41,7 +41,7 @@ def read_records(path: Path) -> list[Record]:
     records = []
     for line in path.read_bytes().split(b"\n"):
         try:
-            record = json.loads(line)
+            record = json_value(line)
         except ValueError:
             continue
         if isinstance(record, dict):

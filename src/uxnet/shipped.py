@@ -183,7 +183,7 @@ def read_card(name: str, box: Path | None = None) -> Card:
         card: Card = from_plain(Card, tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise ModelError(f"{model}: its card {path.name} is missing beside it") from error
-    except (OSError, ValueError, RecipeError) as error:
+    except (OSError, ValueError, RecursionError, RecipeError) as error:
         raise ModelError(f"{path}: not as a card should be ({error})") from error
     if card.schema != SCHEMA:
         raise ModelError(f"{path}: a card of schema {card.schema}, this version of uxnet reads {SCHEMA}")

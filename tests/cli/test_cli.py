@@ -2,6 +2,7 @@ import inspect as python_inspect
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -11,8 +12,12 @@ from commands import run, scan
 import uxnet
 from uxnet.cli.main import VERBS
 from uxnet.cli.render import duration, reporting, shown
-from uxnet.errors import Cancelled
+from uxnet.errors import Cancelled, printable
 from uxnet.events import Note, Progress, Warn
+from uxnet.model import read_model, read_weights, write_model
+
+HOSTILE = "\x1b]0;title\x07\x9b31m\u202eé\r"
+SHOWN = r"\u001b]0;title\u0007\u009b31m\u202eé\r"
 
 # ---- help, versions, mistakes
 
@@ -108,6 +113,8 @@ def test_errors_are_one_line_and_an_exit_code(capsys, tmp_path, tiny_model, argu
         ("demo", "--data", "{tmp}", "-o", "{tmp}/demo"),
         ("evaluate", "{tmp}", "{tmp}", "-o", "{tmp}/metrics.csv"),
         ("plan", "{tmp}", "-o", "{tmp}/recipe.toml", "--spacing", "1", "0", "1"),
+        ("plan", "{tmp}", "-o", "{tmp}/recipe.toml", "--spacing", "1", "nan", "1"),
+        ("plan", "{tmp}", "-o", "{tmp}/recipe.toml", "--hours", "nan"),
     ],
 )
 def test_arguments_that_are_wrong_by_themselves_are_one_line_and_exit_code_2(capsys, tmp_path, arguments):
@@ -239,3 +246,28 @@ def test_events_are_rendered(capsys):
 def test_figures_in_words():
     assert shown({"loss": 0.123456, "best": 2, "seconds_left": 125}) == "loss 0.1235  best 2  2:05 min left"
     assert [duration(s) for s in (0.4, 59.4, 59.6, 3599, 7800)] == ["0 s", "59 s", "1:00 min", "59:59 min", "2:10 h"]
+
+
+# ---- what is in other people's files
+
+
+def test_what_steers_a_terminal_is_shown_as_json_writes_it():
+    assert printable(HOSTILE) == SHOWN
+    assert json.loads(f'"{SHOWN}"') == HOSTILE
+    assert printable("plain\u00a0text,\n\tthe like") == "plain\u00a0text,\n\tthe like"
+
+
+def test_nothing_out_of_a_file_steers_the_terminal(capsys, tmp_path, tiny_model):
+    told = read_model(tiny_model())
+    path = tmp_path / "hostile.uxnet"
+    recipe = replace(told.recipe, name=HOSTILE)
+    provenance = {"dataset": {"name": HOSTILE}, "versions": {HOSTILE: HOSTILE}}
+    write_model(path, [read_weights(told)], recipe=recipe, labels=told.labels, channels=[HOSTILE], provenance=provenance)
+    assert run("info", path) == 0
+    assert "cases not known" in capsys.readouterr().out
+    assert run("info", path, "--json") == 0
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {HOSTILE: 1}, "file_ending": HOSTILE}))
+    assert run("inspect", tmp_path) == 1
+    said = capsys.readouterr()
+    assert not {"\x1b", "\x07", "\x9b", "\u202e", "\r"} & set(said.out + said.err)
+    assert r"\u001b" in said.out

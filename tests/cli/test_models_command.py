@@ -42,6 +42,42 @@ def test_the_list_and_the_card(capsys, box):
     assert json.loads(capsys.readouterr().out)["title"] == "Things in noise"
 
 
+def test_a_model_without_its_card_is_named_and_the_others_are_listed(capsys, box):
+    (box / "finder.toml").unlink()
+    assert run("models", "--box", box) == 1
+    said = capsys.readouterr()
+    assert "0.700 (0.600-0.800)" in said.out
+    assert "left out: " in said.err
+    assert "its card finder.toml is missing beside it" in said.err
+    assert run("models", "--box", box, "--json") == 1
+    assert [one["name"] for one in json.loads(capsys.readouterr().out)] == ["thing"]
+    assert run("models", "finder", "--box", box) == 1
+
+
+def test_a_folder_that_hides_a_model_is_said(capsys, tmp_path, box, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scan(tmp_path / "finder" / "a.nii.gz")
+    assert run("predict", "thing", "finder", "-o", "out", "--box", box, "--device", "cpu") == 0
+    assert "finder: the folder here, to be segmented; not the model in the box" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["quantise", "nothing", "--data", "data"],
+        ["train", "data", "--recipe", "hippocampus", "-o", "run", "--init-from", "nothing"],
+        ["crossval", "data", "--recipe", "hippocampus", "-o", "cv", "--init-from", "nothing"],
+        ["crossval", "data", "--recipe", "hippocampus", "-o", "cv", "--networks", "unet", "--init", "unet=nothing"],
+    ],
+    ids=lambda command: " ".join(command[-2:]),
+)
+def test_whatever_takes_a_model_takes_names(capsys, tmp_path, tiny_dataset, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(tiny_dataset)
+    assert run(*command) == 1
+    assert "there is no model 'nothing' in the box (hippocampus, hippocampus_localiser)" in capsys.readouterr().err
+
+
 def test_names_that_are_not_there(capsys, box, tmp_path):
     assert run("models", "--box", tmp_path) == 0
     assert "there is no model in" in capsys.readouterr().out

@@ -49,6 +49,15 @@ def pretended(monkeypatch, tiny_dataset):
     return calls
 
 
+def test_a_model_in_the_box_is_written_here(capsys, tmp_path, model, tiny_dataset, pretended, monkeypatch):
+    monkeypatch.setattr("uxnet.shipped.BOX", model.parent)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("quantise", "tiny", "--data", tiny_dataset) == 0
+    assert pretended[0][0] == model
+    assert (tmp_path / "here" / "tiny.int8.uxnet").is_file()
+
+
 def test_it_prints_what_int8_costs_and_writes_beside_the_model(capsys, tmp_path, model, tiny_dataset, pretended):
     before = model.read_bytes()
     assert run("quantise", model, "--data", tiny_dataset, "--windows", 4, "--max-drop", 0.01, "--layers", "inner") == 0

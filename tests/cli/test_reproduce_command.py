@@ -87,7 +87,10 @@ def test_figure_3(tmp_path, kept):
         (["figure4", "-o", "OUT"], 2, "by --dataset"),
         (["figure4", "--rows", "0", "-o", "OUT"], 2, "at least 1"),
         (["table1", "--records", "NONE"], 1, "no such file"),
-        (["table4", "--records", "NONE"], 2, "not made of records"),
+        (["table4", "--records", "NONE"], 2, "table4 does not use --records; it is for table1, table2, table3, figure3, figure4, transfer"),
+        (["figure4", "--over", "seconds", "-o", "OUT"], 2, "figure4 does not use --over; it is for figure3"),
+        (["table1", "--note", "mine"], 2, "table1 does not use --note; it is for figure3, figure4, transfer"),
+        (["table5", "--feta", "NONE"], 2, "table5 does not use --feta"),
         (["table5", "--dataset", "NONE"], 1, "NONE"),
     ],
 )

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from made_records import made_record
 from scipy import stats
 
 from uxnet.errors import InputError
@@ -309,18 +310,10 @@ def test_tables_and_csv(tmp_path):
 
 
 def record(name, fold, cases, **more):
-    common = {"recipe_sha256": "r", "split_sha256": "s", "dataset_sha256": "d", "budget": {"steps": [5]}, "network": name, "settings": {}}
+    """A record of one class that says no more than it must."""
     rows = [{"case": c, "person": f"of {c}", "classes": {"a": dict.fromkeys(METRICS, v)}} for c, v in cases.items()]
-    evaluation = {"tolerance_mm": 1.0, "empty": "skip"}
-    return {
-        "schema": "uxnet crossval record",
-        "version": 1,
-        "name": name,
-        "fold": fold,
-        **common,
-        "evaluation": evaluation,
-        "cases": rows,
-    } | more
+    made = made_record(name, fold, {}, settings={}) | {"cases": rows}
+    return {key: value for key, value in made.items() if key not in ("precision", "threads", "machine", "versions", "curve")} | more
 
 
 def evaluated(cases, failures=()):
@@ -381,7 +374,12 @@ def test_files_of_evaluate_are_read_too(tmp_path):
         (record("uxnet", 1, {"q1": 0.5}, version=2), "version 2"),
         ({"schema": "something"}, "no record"),
         ({"cases": []}, "neither a record"),
-        (record("uxnet", 1, {}), "no case"),
+        (record("uxnet", 1, {}), "cases should not be empty"),
+        (record("uxnet", "1", {"q1": 0.5}), r"uxnet-fold1\.json: .*fold should be a whole number, and is text"),
+        (record("uxnet", 1, {"q1": 0.5}, gmac=None), "gmac should be a number, and is null"),
+        (record("uxnet", 1, {"q1": 0.5}, warnings=[{}]), r"warnings\[0\] should be text"),
+        (record("uxnet", 1, {"q1": 0.5}, init={"model": "m.uxnet"}), "init.weights_sha256 is missing"),
+        (record("uxnet", 1, {"q1": "good"}), r"cases\[0\].classes\['a'\].dice should be a number, and is text"),
     ],
 )
 def test_records_that_do_not_fit_are_refused(tmp_path, second, words):
@@ -407,7 +405,9 @@ def test_other_terms_are_said(tmp_path):
 
 def test_what_a_file_does_not_say_is_no_difference(tmp_path):
     """A file of evaluate says nothing of recipe and split, a record of old nothing of the label table."""
-    write(tmp_path / "a" / "uxnet-fold0.json", record("uxnet", 0, {"p1": 0.5}))
+    old = record("uxnet", 0, {"p1": 0.5})
+    del old["labels_sha256"]
+    write(tmp_path / "a" / "uxnet-fold0.json", old)
     write(tmp_path / "a" / "uxnet-fold1.json", record("uxnet", 1, {"p2": 0.5}, labels_sha256="l"))
     write(tmp_path / "b.json", evaluated({"p1": 0.5, "p2": 0.5}))
     read = read_scores([tmp_path / "a", tmp_path / "b.json"])

@@ -238,6 +238,8 @@ def test_labels_files(tmp_path):
     assert read_labels_file(path) == LABELS
     write_json(path, {"labels": {"0": "background", "1": "kidney", "2": "cyst"}})
     assert read_labels_file(path) == LABELS
+    path.write_text(path.read_text(), encoding="utf-8-sig")  # as some editors save it
+    assert read_labels_file(path) == LABELS
     write_json(path, {"labels": {"background": 0, "kidney": 1, "whole": "x"}})
     with pytest.raises(LabelsError, match=r"labels\.json"):
         read_labels_file(path)

@@ -8,7 +8,7 @@ from uxnet.errors import InputError
 from uxnet.evaluation.statistics import bootstrap_mean
 from uxnet.experiments import card as making
 from uxnet.experiments.card import make_card
-from uxnet.model import read_model, read_weights
+from uxnet.model import read_model, read_weights, variants, with_variants, write_model
 from uxnet.shipped import read_card
 
 CLASSES = ("bright", "dark")
@@ -76,6 +76,14 @@ def test_cases_that_the_model_was_trained_on_are_said(tmp_path, tiny_model, tiny
     assert "trained on 1 of these 2 cases" in card.evaluation.what
 
 
+def test_whether_cases_were_trained_on_is_not_known_of_a_model_that_does_not_say(tmp_path, tiny_model, tiny_recipe, facts):
+    told = read_model(tiny_model())
+    silent = tmp_path / "silent.uxnet"
+    write_model(silent, [read_weights(told)], recipe=told.recipe, labels=told.labels, channels=told.channels, provenance={})
+    card = make_card("tiny", silent, [str(records(tmp_path / "cv", tiny_recipe, [0.9]))], facts, tmp_path / "box")
+    assert card.evaluation.what.endswith("Whether the model in the box was trained on any of these cases is not known.")
+
+
 def test_half_the_bytes(tmp_path, tiny_model, tiny_recipe, facts, monkeypatch):
     cv = records(tmp_path / "cv", tiny_recipe, [0.9, 0.8])
     size = tiny_model().stat().st_size
@@ -89,6 +97,27 @@ def test_half_the_bytes(tmp_path, tiny_model, tiny_recipe, facts, monkeypatch):
     for key, array in whole.items():
         assert half[key].dtype == (np.float16 if array.dtype == np.float32 else array.dtype)
         np.testing.assert_allclose(half[key], array, rtol=1e-3, atol=1e-6)
+
+
+def test_half_the_bytes_would_lose_the_variants(tmp_path, tiny_model, tiny_recipe, facts):
+    model, cv = read_model(tiny_model()), records(tmp_path / "cv", tiny_recipe, [0.9])
+    stage = {"stage": 0, "window": [16, 16, 16], "weights_sha256": model.description["stages"][0]["sha256"]}
+    with_variants(model.path, tmp_path / "int8.uxnet", [({"precision": "int8", **stage}, b"<net/>", b"x")])
+    with pytest.raises(InputError, match=r"int8\.uxnet: its int8 variants .* would be lost by --half"):
+        make_card("tiny", tmp_path / "int8.uxnet", [str(cv)], facts, tmp_path / "box", half=True)
+    make_card("tiny", tmp_path / "int8.uxnet", [str(cv)], facts, tmp_path / "box")
+    assert len(variants(read_model(tmp_path / "box" / "tiny.uxnet"))) == 1
+
+
+def test_a_model_and_its_card_come_together(tmp_path, tiny_model, tiny_recipe, facts, monkeypatch):
+    def full(*_):
+        raise OSError("no room")
+
+    cv = records(tmp_path / "cv", tiny_recipe, [0.9])
+    monkeypatch.setattr(making, "write_card", full)
+    with pytest.raises(OSError, match="no room"):
+        make_card("tiny", tiny_model(), [str(cv)], facts, tmp_path / "box")
+    assert list((tmp_path / "box").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def test_what_is_no_record_is_refused(tmp_path):
         trials_of(tmp_path / "empty")
     record = made_record("uxnet", 0, {"a": 0.5})
     del record["budget"]
-    with pytest.raises(InputError, match="lacks something"):
+    with pytest.raises(InputError, match=r"uxnet-fold0\.json: .*budget is missing"):
         trials_of(write_records(tmp_path / "old", [record]))
 
 

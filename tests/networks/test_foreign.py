@@ -335,3 +335,12 @@ def test_shapes_made_to_fill_the_memory_make_nothing():
     with pytest.raises(ModelError):
         renamed(deep, recognised(deep))
     assert time.monotonic() - begun < 60
+
+
+def test_nothing_out_of_a_checkpoint_steers_a_terminal():
+    with pytest.raises(ModelError) as refused:
+        unwrapped({"\x1b]0;title\x07": 1, "\u202e" + "k" * 1000: 2})
+    assert str(refused.value).isprintable()
+    assert r"\u001b]0;title\u0007" in str(refused.value)
+    assert len(str(refused.value)) < 500
+    assert stated_monai({"monai_version": "1.4.0rc1+2\x1b[31m"}) == "1.4.0rc1+2"

@@ -56,10 +56,9 @@ def run(
     """
     import json as json_module
 
-    from rich.console import Console
-
     from uxnet.cli.outputs import refuse_outputs
-    from uxnet.errors import InputError, UsageError
+    from uxnet.cli.render import Terminal
+    from uxnet.errors import InputError, UsageError, printable
     from uxnet.evaluation.compare import compare
     from uxnet.evaluation.compare_text import to_dict, write_csv, write_markdown
     from uxnet.evaluation.scores import read_scores
@@ -82,9 +81,9 @@ def run(
         dices = {s.name: [dice for case in sorted(shared) if (dice := s.value(case)) is not None] for s in scores}
         draw_boxes(boxes, {s.name: dices[s.name] for s in comparison.ranked()}, "Mean Dice of every test case that all have")
     if json:
-        print(json_module.dumps(to_dict(comparison), indent=1, ensure_ascii=False))
+        print(printable(json_module.dumps(to_dict(comparison), indent=1, ensure_ascii=False)))
         return 0
-    console = Console()
+    console = Terminal()
     show(console, comparison)
     for path in filter(None, (output, csv, boxes)):
         console.print(f"written: {path}", soft_wrap=True, highlight=False, markup=False)

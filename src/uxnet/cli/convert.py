@@ -42,18 +42,17 @@ def run(
             merging=corrected (SwinUNETR of MONAI up to 1.4, or from 1.5 on), heads and patch (UNETR); may be given again and again.
         overwrite: replace MODEL if it is there already.
     """
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from uxnet.cli.render import reporting
+    from uxnet.cli.render import Terminal, reporting
     from uxnet.convert.convert import convert
     from uxnet.model import read_model
     from uxnet.recipe import Recipe, load_recipe, with_overrides
 
     chosen = load_recipe(recipe)
     settings = with_overrides(Recipe("given"), [f"network.settings.{s}" for s in set]).stages[0].network.settings
-    with reporting(Console(stderr=True)) as report:
+    with reporting(Terminal(stderr=True)) as report:
         convert(checkpoint, output, recipe=chosen, labels=labels, network=network, settings=settings, overwrite=overwrite, report=report)
     described = read_model(output)
     (stage,), (given,) = described.recipe.stages, described.description["stages"]
@@ -68,7 +67,7 @@ def run(
         "windows": " x ".join(map(str, stage.window)),
     }.items():
         table.add_row(name, escape(text))
-    out = Console()
+    out = Terminal()
     out.print(table, highlight=False)
     out.print(f"written: {escape(str(output))}", soft_wrap=True, highlight=False)
     return 0

@@ -76,7 +76,8 @@ def run(
         variant: a network with other settings, under a name of its own, such as uxnet-k9=uxnet:kernel=9:scaling=mlp; values as TOML
             writes them. The network `recipe` is the recipe's own, as it is there. May be given again and again.
         size: of the networks: as in the paper, or narrow enough for a CPU.
-        init_from: begin with the weights of this model, wherever they fit, as uxnet train does; every network that --init does not name.
+        init_from: begin with the weights of this model (a .uxnet file, or the name of one in the box), wherever they fit, as uxnet train
+            does; every network that --init does not name.
         init: the same for one network, by the name it goes by here. May be given again and again: --variant scratch=recipe
             --variant finetuned=recipe --init finetuned=MODEL compares fresh weights with those of MODEL.
         steps: optimiser steps of each unit, instead of the recipe's.
@@ -99,23 +100,22 @@ def run(
         tolerance_mm: how far apart two surfaces may lie, in mm, and still agree in the NSD.
         keep_labels: keep the label maps of the test cases, in DIR/runs/NAME-foldK/test.
     """
-    from rich.console import Console
-
-    from uxnet.cli.render import reporting
+    from uxnet.cli.render import Terminal, reporting
     from uxnet.cli.train import asked_to_leave
     from uxnet.experiments.crossval import Budget, cross_validate, entries_of, with_beginnings
     from uxnet.recipe import load_recipe, with_overrides
+    from uxnet.shipped import resolve
 
     chosen = with_overrides(load_recipe(recipe), set)
     entries = with_beginnings(entries_of(_names(networks), variant, size), init)
     asked = asked_to_leave()
-    with reporting(Console(stderr=True)) as report:
+    with reporting(Terminal(stderr=True)) as report:
         outcomes = cross_validate(
             dataset,
             chosen,
             output,
             entries,
-            init_from=init_from,
+            init_from=resolve(init_from) if init_from else None,
             budget=Budget(steps, core_seconds),
             folds=_numbers(folds),
             part=shard,
@@ -131,7 +131,7 @@ def run(
             keep_labels=keep_labels,
             report=_leaving(report, asked),
         )
-    show(Console(), outcomes, output)
+    show(Terminal(), outcomes, output)
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 
 

@@ -40,22 +40,21 @@ def run(
         set: set a key of the recipe, such as training.steps=500; may be given again and again.
         device: auto, cpu, cuda, cuda:N or mps.
     """
-    from rich.console import Console
     from rich.markup import escape
 
-    from uxnet.cli.render import duration, reporting
+    from uxnet.cli.render import Terminal, duration, reporting
     from uxnet.errors import UsageError
     from uxnet.recipe import load_recipe, with_overrides
 
     if data is not None and recipe is None:
         raise UsageError(f"{data}: say by which recipe to train on it, for example --recipe hippocampus")
     chosen = with_overrides(load_recipe(recipe or "phantom"), set)
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with reporting(console) as report:
         from uxnet.experiments.demo import run_demo
 
         demo = run_demo(output, data=data, recipe=chosen, device=device, workers=os.cpu_count() or 1, report=report)
-    out = Console()
+    out = Terminal()
     from uxnet.cli.evaluate import show
 
     show(out, demo.network, [])

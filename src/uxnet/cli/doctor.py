@@ -66,16 +66,14 @@ def run(
         threads: threads that compute; 0 takes one a core.
         json: write everything that was found to this file.
     """
-    from rich.console import Console
-
-    from uxnet.cli.render import reporting
+    from uxnet.cli.render import Terminal, reporting
     from uxnet.errors import UsageError
     from uxnet.io import write_json
 
     if min(in_channels, classes, rounds) < 1 or threads < 0:
         raise UsageError("give at least one channel, class and round, and no negative number of threads")
-    recipes, console = _recipes(recipe, network, set), Console()
-    with Console(stderr=True).status("loading torch"):
+    recipes, console = _recipes(recipe, network, set), Terminal()
+    with Terminal(stderr=True).status("loading torch"):
         from uxnet.experiments.doctor import examine, machine
         from uxnet.inference.engine_torch import set_threads, stage_network
         from uxnet.inference.settings import usable_cores
@@ -87,7 +85,7 @@ def run(
         for number, stage in enumerate(one.stages):
             shape = (stage.training.batch // stage.training.accumulate, stage.in_channels(in_channels), *stage.sampling.patch)
             title = f"{stage.network.name}, stage {number}" if len(one.stages) > 1 else stage.network.name
-            with reporting(Console(stderr=True)) as report:
+            with reporting(Terminal(stderr=True)) as report:
                 found.append(
                     examine(
                         stage_network(stage, in_channels, classes),

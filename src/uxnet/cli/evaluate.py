@@ -53,10 +53,8 @@ def run(
         empty: what a class counts that is neither in the reference nor predicted: nothing (skip) or as perfect (one).
             A class predicted where there is none gets Dice 0, NSD 0 and as HD95 nothing (skip) or the image's diagonal (one).
     """
-    from rich.console import Console
-
     from uxnet.cli.outputs import refuse_outputs
-    from uxnet.cli.render import reporting
+    from uxnet.cli.render import Terminal, reporting
     from uxnet.errors import UsageError
     from uxnet.evaluation import evaluate_files, write_evaluation, write_evaluation_csv
 
@@ -65,13 +63,13 @@ def run(
         raise UsageError(f"{output}: the results are JSON, name them .json; the CSV file goes beside them")
     refuse_outputs(output, csv, example="metrics.json")
 
-    with reporting(Console(stderr=True), lines=False) as report:
+    with reporting(Terminal(stderr=True), lines=False) as report:
         evaluation = evaluate_files(predicted, reference, labels=labels, tolerance_mm=tolerance_mm, empty=empty, report=report)
     if output:
         write_evaluation(output, evaluation)
     if csv:
         write_evaluation_csv(csv, evaluation)
-    show(Console(), evaluation, [path for path in (output, csv) if path])
+    show(Terminal(), evaluation, [path for path in (output, csv) if path])
     return 1 if evaluation.failures else 0
 
 

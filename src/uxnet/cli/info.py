@@ -32,10 +32,11 @@ def run(
     """
     import json as json_module
 
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from uxnet.cli.render import Terminal
+    from uxnet.errors import printable
     from uxnet.model import read_model, read_variant, read_weights, variants
     from uxnet.shipped import resolve
 
@@ -46,10 +47,10 @@ def run(
         if variant["engine"] == "openvino":  # others are a newer version's
             read_variant(described, variant["precision"], variant["stage"])
     if json:
-        print(json_module.dumps(described.description, indent=1, ensure_ascii=False))
+        print(printable(json_module.dumps(described.description, indent=1, ensure_ascii=False)))
         return 0
 
-    console = Console()
+    console = Terminal()
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -69,13 +70,13 @@ def run(
         row("input", f"{settings.prepare.orientation}, spacing {spacing} mm, windows {list(settings.window)}")
         row("intensity", "; ".join(str(i) for i in settings.prepare.intensity))
     dataset, split = provenance.get("dataset", {}), provenance.get("split", {})
-    cases, licence = len(split.get("train", [])), dataset.get("licence") or "not stated"
+    cases, licence = f"{len(split['train'])} cases" if "train" in split else "cases not known", dataset.get("licence") or "not stated"
     converted, origin = provenance.get("converted"), provenance.get("init_from")
     if converted:
         row("converted", f"from {converted['file']} (sha256 {converted['sha256'][:12]}...), prepared as {converted['preparation']} says")
         row("trained on", "not known: the weights are from elsewhere")
     else:
-        row("trained on", f"{dataset.get('name', 'unknown')}, {cases} cases, licence {licence}")
+        row("trained on", f"{dataset.get('name', 'unknown')}, {cases}, licence {licence}")
         if origin:
             row("began with", f"{origin['model']} (sha256 {origin['sha256'][:12]}...): {origin['summary']}")
         for stage in provenance.get("stages", [provenance]):
@@ -83,8 +84,8 @@ def run(
     row("versions", ", ".join(f"{key} {value}" for key, value in provenance.get("versions", {}).items()))
     validation = provenance.get("validation", {})
     if validation:
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in validation["classes"].items() if value is not None)
-        shown = "none" if validation["dice"] is None else f"{validation['dice']:.4f}"
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in validation.get("classes", {}).items() if value is not None)
+        shown = "none" if validation.get("dice") is None else f"{validation['dice']:.4f}"
         row("validation", f"mean Dice {shown} over {len(split.get('validation', []))} cases ({scores})")
     for variant in variants(described):
         row("variant", _variant(variant, len(given["stages"])))

@@ -48,21 +48,19 @@ def run(
             By default subjects.json in DATASET says who is who, else each case is a person.
         workers: processes that read cases; each holds one case in memory.
     """
-    from rich.console import Console
-
     from uxnet.cli.outputs import refuse_outputs
-    from uxnet.cli.render import reporting
+    from uxnet.cli.render import Terminal, reporting
     from uxnet.dataset.check import check_dataset
     from uxnet.dataset.manifest import read_dataset
     from uxnet.io import write_json
 
     refuse_outputs(output, example="inspection.json")
     manifest = read_dataset(dataset, group_by=group_by)
-    with reporting(Console(stderr=True), lines=False) as report:
+    with reporting(Terminal(stderr=True), lines=False) as report:
         inspection = check_dataset(manifest, workers=workers, report=report)
     if output:
         write_json(output, inspection.to_dict())
-    _print(Console(), inspection, output)
+    _print(Terminal(), inspection, output)
     return 1 if inspection.errors else 0
 
 

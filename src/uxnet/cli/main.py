@@ -63,20 +63,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here: asking for help must not wait for what a verb needs.
     import tyro
 
-    from uxnet.errors import Cancelled, Preempted, UsageError, UxnetError
+    from uxnet.errors import Cancelled, Preempted, UsageError, UxnetError, printable
 
     module = import_module(f"uxnet.cli.{verb}")
     description = f"{module.run.__doc__}\n\n{module.EXAMPLES}"
     try:
         return int(tyro.cli(module.run, prog=f"uxnet {verb}", args=arguments[1:], description=_without_args(description)))
     except Preempted as error:
-        print(f"uxnet {verb}: {error}", file=sys.stderr)
+        print(f"uxnet {verb}: {printable(str(error))}", file=sys.stderr)
         return 75
     except (KeyboardInterrupt, Cancelled):
         print(f"uxnet {verb}: interrupted", file=sys.stderr)
         return 130
     except (UxnetError, OSError) as error:
-        print(f"uxnet {verb}: {error}", file=sys.stderr)
+        print(f"uxnet {verb}: {printable(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 
 

@@ -34,7 +34,8 @@ def run(
 ) -> int:
     """List the models that come with uxnet, or print the card of one: data and licence, scores, failures, limits.
 
-    `uxnet predict NAME scan.nii.gz -o out/` segments with one.
+    `uxnet predict NAME scan.nii.gz -o out/` segments with one. A model whose card is missing or damaged is left out of the list and named,
+    and the exit code is 1.
 
     Args:
         name: a model in the box.
@@ -49,13 +50,14 @@ def run(
     """
     import json as json_module
 
-    from rich.console import Console
+    from rich.markup import escape
 
-    from uxnet.errors import UsageError
+    from uxnet.cli.render import Terminal
+    from uxnet.errors import UsageError, printable
     from uxnet.recipe import to_plain
-    from uxnet.shipped import in_the_box, names, read_card
+    from uxnet.shipped import in_the_box, read_card
 
-    console = Console()
+    console = Terminal()
     if make or records or facts or output:
         if not (name and make and records and facts and output):
             raise UsageError("to make a card, give a name, --make MODEL, --records, --facts and --output")
@@ -65,17 +67,33 @@ def run(
         console.print(f"written: {output / name}.uxnet and {output / name}.toml", soft_wrap=True, highlight=False)
         _print_card(console, name, card)
         return 0
-    cards = {one: read_card(one, box) for one in ([name] if name else names(box))}
+    cards, broken = ({name: read_card(name, box)}, []) if name else _cards(box)
     if json:
         told = [{"name": one, "bytes": _bytes(one, box), **to_plain(card)} for one, card in cards.items()]
-        print(json_module.dumps(told[0] if name else told, indent=1, ensure_ascii=False))
+        print(printable(json_module.dumps(told[0] if name else told, indent=1, ensure_ascii=False)))
     elif name:
         _print_card(console, name, cards[name])
     elif cards:
         _print_list(console, cards, box)
-    else:
+    elif not broken:
         console.print(f"there is no model {in_the_box(box)}", highlight=False)
-    return 0
+    for why in broken:
+        Terminal(stderr=True).print(f"[red]left out:[/] {escape(why)}", soft_wrap=True, highlight=False)
+    return 1 if broken else 0
+
+
+def _cards(box: Path | None) -> tuple[dict[str, Card], list[str]]:
+    """Of every model in the box that has one; and what is wrong with the others."""
+    from uxnet.errors import ModelError
+    from uxnet.shipped import names, read_card
+
+    cards, broken = {}, []
+    for name in names(box):
+        try:
+            cards[name] = read_card(name, box)
+        except ModelError as error:
+            broken.append(str(error))
+    return cards, broken
 
 
 def _bytes(name: str, box: Path | None) -> int:
@@ -134,7 +152,8 @@ def _rows(card: Card) -> list[tuple[str, str]]:
     """The card's sentences, each with what it is about."""
     trained = card.training
     steps, batch = (" + ".join(map(str, numbers)) for numbers in (trained.steps, trained.batch))
-    of = f"{card.data.cases} cases" + (f" of {card.data.persons} persons" if card.data.persons else "")
+    persons = f" of {card.data.persons} persons" if card.data.persons else ""
+    of = f"{card.data.cases} cases{persons}" if card.data.cases else "cases not known"
     rows = [
         ("what", card.description),
         ("structures", ", ".join(card.structures)),

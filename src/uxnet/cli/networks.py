@@ -53,8 +53,7 @@ def run(
     """
     import json as json_module
 
-    from rich.console import Console
-
+    from uxnet.cli.render import Terminal
     from uxnet.networks import survey
 
     count, usual = (survey.ablations, survey.TABLE_3_CLASSES) if ablations else (survey.survey, survey.TABLE_1_CLASSES)
@@ -62,7 +61,7 @@ def run(
     if json:
         print(json_module.dumps([row.to_dict() for row in rows], indent=1, ensure_ascii=False))
         return 0
-    _print(Console(), rows)
+    _print(Terminal(), rows)
     return 0
 
 

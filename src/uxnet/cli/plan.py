@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -63,9 +64,7 @@ def run(
             By default subjects.json in DATASET says who is who, else each case is a person.
         workers: processes that read cases; each holds one case in memory.
     """
-    from rich.console import Console
-
-    from uxnet.cli.render import reporting
+    from uxnet.cli.render import Terminal, reporting
     from uxnet.dataset.check import check_dataset, refuse_errors
     from uxnet.dataset.manifest import read_dataset
     from uxnet.errors import InputError, UsageError
@@ -77,14 +76,12 @@ def run(
         raise UsageError(f"{output}: name a file to write that ends in .toml, for example {output.with_suffix('.toml')}")
     if output.exists() and not overwrite:
         raise InputError(f"{output}: is there already; write over it with --overwrite, or name another file")
-    if (steps is not None and steps < 1) or (hours is not None and hours <= 0):
-        raise UsageError("--steps, --hours: must be above 0")
-    if spacing is not None and min(spacing) <= 0:
-        raise UsageError("--spacing: must be above 0")
+    if not all(0 < number < math.inf for number in (*(spacing or ()), *(n for n in (steps, hours) if n is not None))):
+        raise UsageError("--steps, --hours, --spacing: must be above 0, and finite")
     check_name(network)
     limit = parse_size(memory) if memory else None
     manifest = read_dataset(dataset, group_by=group_by)
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with reporting(console, lines=False) as report:
         inspection = check_dataset(manifest, workers=workers, report=report)
         refuse_errors(inspection)
@@ -108,7 +105,7 @@ def run(
     head = [f"Planned by `uxnet plan` for {manifest.name}; every key stands under its reason. Change what you know better.", cost]
     with atomic(output) as temporary:
         temporary.write_text(planned.plan.to_toml(head), encoding="utf-8")
-    _print(Console(), planned, cost, output)
+    _print(Terminal(), planned, cost, output)
     return 0
 
 

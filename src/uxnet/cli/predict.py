@@ -102,9 +102,7 @@ def run(
         no_skip_air: compute such windows even if the recipe leaves them out.
         cache: folder for compiled engines; by default the user's own cache folder.
     """
-    from rich.console import Console
-
-    from uxnet.cli.render import reporting
+    from uxnet.cli.render import Terminal, reporting
     from uxnet.errors import UsageError
     from uxnet.inference.cohort import find_scans, predict, read_models
     from uxnet.inference.memory import parse_size
@@ -133,8 +131,8 @@ def run(
         memory_limit=None if memory_limit is None else parse_size(memory_limit),
         located=located,
     )
-    with reporting(Console(stderr=True)) as report:
-        _say_what_is_taken(chosen, scans, located, report)
+    with reporting(Terminal(stderr=True)) as report:
+        _say_what_is_taken(chosen, scans, located, box, report)
         outcomes = predict(
             models,
             scans,
@@ -147,7 +145,7 @@ def run(
             overwrite=overwrite,
             report=report,
         )
-    show(Console(), outcomes, output)
+    show(Terminal(), outcomes, output)
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 
 
@@ -213,12 +211,16 @@ def _located(chosen: Chosen, scans: Sequence[Scan], region: str) -> Located | No
     return Located(model_file(chosen.whole.localiser, chosen.box).absolute(), chosen.whole)
 
 
-def _say_what_is_taken(chosen: Chosen, scans: Sequence[Scan], located: Located | None, report: Report) -> None:
+def _say_what_is_taken(chosen: Chosen, scans: Sequence[Scan], located: Located | None, box: Path | None, report: Report) -> None:
     from uxnet.events import Note
+    from uxnet.shipped import names
 
     for path in chosen.models:
         if path.parent.resolve() == chosen.box.resolve():
             report(Note(f"{path.stem}: the model in the box, {path}"))
+    for path in chosen.rest:
+        if str(path) in names(box):
+            report(Note(f"{path}: the {'folder' if path.is_dir() else 'file'} here, to be segmented; not the model in the box"))
     if chosen.whole:
         what = "a whole head" if len(scans) == 1 else "whole heads"
         crops = "a crop" if len(scans) == 1 else "crops"

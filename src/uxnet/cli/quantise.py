@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   uxnet quantise runs/hippocampus/model.uxnet --data Task04_Hippocampus/
+  uxnet quantise hippocampus --data Task04_Hippocampus/ -o hippocampus.int8.uxnet     a model in the box
   uxnet predict runs/hippocampus/model.int8.uxnet scan.nii.gz -o out/ --precision int8
 """
 
@@ -45,9 +46,9 @@ def run(
     pip install 'uxnet[quantise]'.
 
     Args:
-        model: a .uxnet file.
+        model: a .uxnet file, or the name of a model in the box if there is no such file or folder.
         data: a dataset with the labels that the model knows.
-        output: the file to write; by default MODEL with .int8.uxnet for .uxnet, beside it.
+        output: the file to write; by default MODEL with .int8.uxnet for .uxnet, beside it; of a model in the box, in this folder.
         windows: that the ranges are taken from, half of them around labelled voxels.
         cases: the most that windows are taken from.
         scored: the most cases to measure Dice on; 0 takes all.
@@ -58,19 +59,18 @@ def run(
         group_by: regular expression that finds the person in a case's name, as for `uxnet train`.
         overwrite: replace the output if it is there already; it may then be MODEL itself.
     """
-    from rich.console import Console
-
-    from uxnet.cli.render import reporting
+    from uxnet.cli.render import Terminal, reporting
     from uxnet.dataset.manifest import read_dataset
     from uxnet.errors import InputError
     from uxnet.experiments.quantise import quantise
+    from uxnet.shipped import resolve
 
     out = output or model.with_name(f"{model.name.removesuffix('.uxnet')}.int8.uxnet")
     if out.exists() and not overwrite:
         raise InputError(f"{out}: is there already; name another file with -o, or say --overwrite")
-    with reporting(Console(stderr=True)) as report:
+    with reporting(Terminal(stderr=True)) as report:
         done = quantise(
-            model,
+            resolve(model),
             read_dataset(data, group_by=group_by),
             out,
             windows=windows,
@@ -81,7 +81,7 @@ def run(
             threads=threads,
             report=report,
         )
-    show(Console(), done)
+    show(Terminal(), done)
     return 0
 
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from uxnet.errors import printable
 from uxnet.events import Event, Note, Progress, Report, Warn
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 _SECONDS_BETWEEN_LINES = 15.0
+
+
+class Terminal(Console):
+    """A console on which no name, label or message out of someone else's file can steer the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Everything that is printed comes this way, in pieces: the console's own control codes, and text."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text), style, control)
 
 
 @contextlib.contextmanager

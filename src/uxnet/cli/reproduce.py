@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,7 +11,7 @@ import tyro
 
 # What draws and computes is imported where it is used, so that `--help` answers at once.
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
     from rich.table import Table
@@ -29,6 +30,16 @@ EXAMPLES = """examples:
 """
 
 What = Literal["table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "transfer"]
+_MADE_OF_RECORDS: tuple[What, ...] = ("table1", "table2", "table3", "figure3", "figure4", "transfer")
+_USED_BY: dict[str, tuple[What, ...]] = {
+    **dict.fromkeys(("records", "feta", "flare", "amos"), _MADE_OF_RECORDS),
+    "dataset": ("table5", "figure4"),
+    "over": ("figure3",),
+    "band": ("figure3", "transfer"),
+    **dict.fromkeys(("cases", "rows", "plane"), ("figure4",)),
+    "note": ("figure3", "figure4", "transfer"),
+    "workers": ("table5",),
+}
 _TEXT = 24  # columns of a terminal that a text which wraps has at least
 Folders = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="DIR")]
 
@@ -54,7 +65,8 @@ def run(
 
     Tables 1 to 3 and figures 3 and 4 are made of records of uxnet crossval, table 4 of the recipes in the box, table 5 of datasets or
     of what uxnet inspect wrote about them. Nothing is trained. What was not run is said to be so. Records that differ in dataset,
-    split, recipe, budget or scoring stand under letters of their own and are not compared with each other.
+    split, recipe, budget or scoring stand under letters of their own and are not compared with each other. A flag that does nothing
+    for what is asked for is refused.
 
     Args:
         what: table1 (nine networks on FeTA and FLARE), table2 (AMOS), table3 (ablations), table4 (hyperparameters), table5
@@ -75,15 +87,28 @@ def run(
         note: a line for the foot of a figure, such as whose the data are.
         workers: processes that read the datasets of table5.
     """
-    from rich.console import Console
-
-    from uxnet.cli.render import reporting
+    from uxnet.cli.render import Terminal, reporting
     from uxnet.errors import UsageError
     from uxnet.experiments.reproduce import paper_table, read_trials, write_table
 
-    console = Console()
-    if what in ("table4", "table5") and (records or feta or flare or amos):
-        raise UsageError(f"{what} is not made of records; {'give datasets by --dataset' if what == 'table5' else 'it needs none'}")
+    console = Terminal()
+    _refuse_unused(
+        what,
+        {
+            "records": records,
+            "feta": feta,
+            "flare": flare,
+            "amos": amos,
+            "dataset": dataset,
+            "over": over,
+            "band": band,
+            "cases": cases,
+            "rows": rows,
+            "plane": plane,
+            "note": note,
+            "workers": workers,
+        },
+    )
     if rows < 1:
         raise UsageError(f"--rows {rows}: a figure shows at least 1 case")
     trials = read_trials({"": records, "FeTA2021": feta, "FLARE2021": flare, "AMOS2022": amos})
@@ -105,13 +130,23 @@ def run(
         for line in figure_notes(trials, None if what == "figure4" else band):
             console.print(line, highlight=False, markup=False)
     else:
-        with reporting(Console(stderr=True), lines=False) as report:
+        with reporting(Terminal(stderr=True), lines=False) as report:
             table = paper_table(what, trials, dataset, workers=workers, report=report)
         show(console, table)
         paths = write_table(output, table) if output else []
     for path in paths:
         console.print(f"written: {path}", soft_wrap=True, highlight=False, markup=False)
     return 0
+
+
+def _refuse_unused(what: What, given: Mapping[str, object]) -> None:
+    """Refuses what changes nothing in this table or figure, and was perhaps meant to."""
+    from uxnet.errors import UsageError
+
+    usual = inspect.signature(run).parameters
+    unused = [name for name, value in given.items() if value != usual[name].default and what not in _USED_BY[name]]
+    if unused:
+        raise UsageError(f"{what} does not use --{unused[0]}; it is for {', '.join(_USED_BY[unused[0]])}")
 
 
 def show(console: Console, table: PaperTable) -> None:

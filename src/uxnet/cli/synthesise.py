@@ -58,14 +58,13 @@ def run(
         name: of the dataset; by default that of the label maps and "synthetic".
         workers: processes, each of which holds one case. By default one a core.
     """
-    from rich.console import Console
     from rich.markup import escape
 
-    from uxnet.cli.render import reporting
+    from uxnet.cli.render import Terminal, reporting
     from uxnet.dataset.synthesis import synthesis_from_words
     from uxnet.dataset.synthesis_folder import synthesise
 
-    with reporting(Console(stderr=True)) as report:
+    with reporting(Terminal(stderr=True)) as report:
         made = synthesise(
             labelmaps,
             output,
@@ -80,7 +79,7 @@ def run(
             workers=(os.cpu_count() or 1) if workers is None else workers,
             report=report,
         )
-    console = Console()
+    console = Terminal()
     for which, why in made.failures:
         console.print(f"[red]failed:[/] {escape(which)}: {escape(why)}", soft_wrap=True, highlight=False)
     there = f", {made.already} were there" if made.already else ""

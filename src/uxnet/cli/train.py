@@ -70,8 +70,8 @@ def run(
             settings are settled.
         network: another network than the recipe's, with its own settings instead of the recipe's (uxnet networks lists them).
         set: set a key of the recipe, such as training.steps=500; may be given again and again.
-        init_from: begin with the weights of this model wherever they fit; heads for other labels begin anew. What became of each
-            weight is printed, and written to RUN/transfer.json.
+        init_from: begin with the weights of this model, a .uxnet file or the name of one in the box (uxnet models), wherever they fit;
+            heads for other labels begin anew. What became of each weight is printed, and written to RUN/transfer.json.
         init_kernels: how its kernels grow where this network's are larger: upsampled, or centred in zeros.
         resume: go on with the run in RUN; if there is none, start it.
         hours: train for about so long, validations included: measured before the first step, turned into a number of steps, and kept.
@@ -85,16 +85,16 @@ def run(
         cache: folder for the prepared cases, to be shared by runs of one dataset. By default cache in RUN.
         workers: processes that check and prepare cases; 0 works in this one. By default one a core.
     """
-    from rich.console import Console
-
-    from uxnet.cli.render import reporting
+    from uxnet.cli.render import Terminal, reporting
     from uxnet.recipe import load_recipe, with_network, with_overrides
+    from uxnet.shipped import resolve
 
     chosen = load_recipe(recipe)
     chosen = with_overrides(with_network(chosen, network) if network else chosen, set)
     if hours is not None:
         chosen = with_overrides(chosen, [f"training.hours={hours / len(chosen.stages)}"])
-    console = Console(stderr=True)
+    begin_with = resolve(init_from) if init_from else None
+    console = Terminal(stderr=True)
     with console.status("loading torch"):
         from uxnet.training.engine import is_first_process, leave_processes
         from uxnet.training.run import train
@@ -109,7 +109,7 @@ def run(
                 split=split,
                 protocol=protocol,
                 group_by=group_by,
-                init_from=init_from,
+                init_from=begin_with,
                 init_kernels=init_kernels,
                 resume=resume,
                 device=device,
@@ -121,7 +121,7 @@ def run(
                 report=_leaving(report, asked),
             )
         if is_first_process():
-            _print_summary(model, Console())
+            _print_summary(model, Terminal())
     finally:
         leave_processes()
     return 0

@@ -11,8 +11,8 @@ import uxnet
 from uxnet.convert.untrusted import Checkpoint, read_checkpoint
 from uxnet.errors import InputError, LabelsError, ModelError, RecipeError, UxnetError
 from uxnet.events import Note, Report, Warn, silent
-from uxnet.io import read_json, sha256
-from uxnet.labels import Label, Labels, Region, labels_from_dataset_json, labels_from_dict
+from uxnet.io import read_json, read_labels_file, sha256
+from uxnet.labels import Label, Labels, Region
 from uxnet.model import write_model
 from uxnet.recipe import Network, Recipe, Stage
 
@@ -147,11 +147,7 @@ def _labels(path: str | Path | None, outputs: int, report: Report) -> Labels:
         if outputs == 1:
             return Labels((Label("class 1", 1),), regions=(Region("class 1", (1,), 1),))
         return Labels(tuple(Label(f"class {n}", n) for n in range(1, outputs)))
-    data = read_json(Path(path))
-    try:
-        labels = labels_from_dataset_json(data) if "labels" in data else labels_from_dict(data)
-    except LabelsError as error:
-        raise LabelsError(f"{path}: {error}") from error
+    labels = read_labels_file(Path(path))
     if labels.out_channels != outputs:
         kind = "regions" if labels.regions else "labels and the background"
         raise LabelsError(

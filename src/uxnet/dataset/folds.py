@@ -11,7 +11,6 @@ Over the five folds every person is held out exactly once.
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -23,7 +22,7 @@ from typing import Any
 from uxnet.dataset.manifest import Manifest, some
 from uxnet.errors import DatasetError, shortened
 from uxnet.events import Report, Warn, silent
-from uxnet.io import write_json
+from uxnet.io import read_json, write_json
 
 PROTOCOLS = ("5x80-20", "5x80-10-10")
 
@@ -129,10 +128,10 @@ def read_split(path: Path, manifest: Manifest) -> Split:
             or validation part, or a case or person in two parts of one fold; the message names them.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: cannot be read as a split ({error}); correct it, or remove it to make a new one") from error
-    if not isinstance(data, dict) or not isinstance(data.get("folds"), list) or not data["folds"]:
+        data = read_json(path, DatasetError)
+    except DatasetError as error:
+        raise DatasetError(f"{error}, or remove it to make a new split") from error
+    if not isinstance(data.get("folds"), list) or not data["folds"]:
         raise DatasetError(f'{path}: a split has a list of "folds", and this file has none')
     if data.get("version", 1) != 1:
         raise DatasetError(f"{path}: it is a split of version {data['version']!r}, this uxnet reads version 1")

@@ -28,7 +28,7 @@ from uxnet.dataset.cases import Case, by_name, listed_cases, listed_paths, nifti
 from uxnet.dataset.challenges import Challenge, challenge_in
 from uxnet.errors import DatasetError, LabelsError, VolumeError
 from uxnet.io import CHANNEL_NAME, case_name, read_image, read_json, read_labels
-from uxnet.labels import Label, Labels, labels_from_dataset_json, labels_from_dict
+from uxnet.labels import Label, Labels, labels_from_dataset_json, labels_from_json
 
 __all__ = ["Case", "Manifest", "read_dataset", "some"]
 
@@ -260,7 +260,7 @@ def _labels(root: Path, data: Mapping[str, Any], cases: tuple[Case, ...], challe
     try:
         if own.is_file():
             given = read_json(own, DatasetError)
-            return labels_from_dataset_json(given) if "labels" in given else labels_from_dict(given)
+            return labels_from_json(given)
         if challenge is not None and challenge.labels is not None:
             return challenge.labels
         if data:

@@ -8,7 +8,6 @@ The grids are as unlike as those of real collections: anisotropic, some oblique,
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from uxnet.dataset.anatomy import Array, Canvas, Rng, abdomen, blank
 from uxnet.errors import DatasetError
 from uxnet.events import Progress, Report, silent
 from uxnet.geometry import Geometry, axis_order
-from uxnet.io import write_image, write_json, write_labels
+from uxnet.io import read_json, write_image, write_json, write_labels
 from uxnet.jobs import work
 from uxnet.labels import Label, Labels
 from uxnet.volume import Volume
@@ -114,11 +113,7 @@ def _write_phantom(folder: Path, seed: int, index: int) -> None:
 def _claim(folder: Path, seed: int) -> None:
     path = folder / "dataset.json"
     if path.is_file():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{path}: cannot be read as JSON ({error}); remove it or choose another folder") from error
-        series = found.get("phantoms") if isinstance(found, dict) else None
+        series = read_json(path, DatasetError).get("phantoms")
         if series != _series(seed):
             what = f"phantoms of another series ({series})" if series else "another dataset"
             raise DatasetError(f"{path}: this folder holds {what}; choose another folder for the phantoms of seed {seed}")

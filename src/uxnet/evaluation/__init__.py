@@ -11,8 +11,9 @@ from uxnet.evaluation.evaluate import (
     write_evaluation_csv,
 )
 from uxnet.evaluation.metrics import ClassMetrics, Empty, Outcome, case_metrics, missing_scores, surface_distances
-from uxnet.evaluation.pairs import Failure, Pairs, find_labels_file, find_pairs, labels_from_values, read_labels_file
+from uxnet.evaluation.pairs import Failure, Pairs, find_labels_file, find_pairs, labels_from_values
 from uxnet.evaluation.statistics import Interval, bootstrap_mean
+from uxnet.io import read_labels_file
 
 __all__ = [
     "CaseMetrics",

@@ -10,18 +10,10 @@ from typing import Any
 
 from uxnet.errors import InputError, UxnetError
 from uxnet.evaluation.metrics import METRICS, ClassMetrics, Empty, Outcome, case_metrics, check_settings
-from uxnet.evaluation.pairs import (
-    Failure,
-    Pair,
-    find_labels_file,
-    find_pairs,
-    labels_from_values,
-    read_labels_file,
-    refuse_other_names,
-)
+from uxnet.evaluation.pairs import Failure, Pair, find_labels_file, find_pairs, labels_from_values, refuse_other_names
 from uxnet.evaluation.statistics import CONFIDENCE, RESAMPLES, SEED, Interval, bootstrap_mean, mean_of_counted
 from uxnet.events import Note, Progress, Report, Warn, silent
-from uxnet.io import atomic, read_labels, write_json
+from uxnet.io import atomic, read_labels, read_labels_file, write_json
 from uxnet.labels import Labels
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from uxnet.errors import DatasetError, InputError, LabelsError
-from uxnet.io import case_name, is_nifti, read_labels
-from uxnet.labels import Label, Labels, labels_from_dataset_json, labels_from_dict
+from uxnet.errors import InputError, LabelsError
+from uxnet.io import case_name, is_nifti, read_labels, read_labels_file
+from uxnet.labels import Label, Labels
 
 Pair = tuple[str, Path, Path]
 
@@ -71,27 +70,6 @@ def find_pairs(predicted: Path, reference: Path) -> Pairs:
             pairs.append((name, here[0], there[0]))
     lone = [] if reference.is_file() else [p for name in sorted(predictions.keys() - references.keys()) for p in predictions[name]]
     return Pairs(tuple(pairs), tuple(failures), tuple(lone))
-
-
-def read_labels_file(path: Path) -> Labels:
-    """The labels in a `dataset.json` (the Decathlon's or nnU-Net's form) or in a JSON file of `Labels.to_dict`.
-
-    Raises:
-        DatasetError: if the file is missing or no JSON table.
-        LabelsError: if it holds no valid labels.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}); give a dataset.json that exists") from error
-    except ValueError as error:
-        raise DatasetError(f"{path}: is no valid JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise DatasetError(f"{path}: holds no JSON table; a dataset.json with its labels was expected")
-    try:
-        return labels_from_dict(data) if "foreground" in data else labels_from_dataset_json(data)
-    except LabelsError as error:
-        raise LabelsError(f"{path}: {error}") from error
 
 
 def find_labels_file(predicted: Path, reference: Path) -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any
 from uxnet.errors import InputError, shortened
 from uxnet.evaluation.metrics import METRICS
 from uxnet.evaluation.statistics import mean_of_counted
-from uxnet.io import read_json
+from uxnet.io import misfit, read_json
 
 RECORD_SCHEMA = "uxnet crossval record"
 RECORD_VERSION = 1
@@ -23,6 +23,41 @@ MEAN = "mean"
 
 COMMON = ("recipe_sha256", "split_sha256", "dataset_sha256", "labels_sha256", "budget")
 """What all records of a cross-validation agree in; with it, networks are compared on equal terms."""
+
+_NUMBER = (None, float)
+_CASES = [
+    {
+        "case": str,
+        "person?": str,
+        "classes": {str: {**dict.fromkeys(METRICS, _NUMBER), "predicted_ml?": _NUMBER, "reference_ml?": float}},
+    }
+]
+_SETTINGS = {"tolerance_mm": float, "empty": str}
+_EVALUATED = {"settings": _SETTINGS, "classes": {}, "cases": _CASES, "failures?": [{"case": str}]}
+# What is read of a record, here and by whoever `read_scores` gives it to.
+_RECORD = {
+    **dict.fromkeys(("name", "network", "recipe", "protocol", "dataset", "keep"), str),
+    **{f"{key}?" if key == "labels_sha256" else key: str for key in COMMON if key != "budget"},  # records of old have none of labels
+    "fold": int,
+    "settings": {},
+    "budget": ({"core_seconds": float, "threads": int}, {"steps": [int, ...]}),
+    "parameters": int,
+    "gmac": float,
+    "patch": [int],
+    "steps": int,
+    "planned_steps?": int,
+    "skipped_steps": int,
+    "seconds_training": float,
+    **dict.fromkeys(("seconds_a_step?", "peak_memory_mb?", "peak_gpu_memory_mb?"), _NUMBER),
+    "warnings": [str],
+    "threads?": (None, int),
+    "machine?": (None, {"instructions?": (None, [str]), "gpus?": (None, [str])}),
+    "versions?": (None, {}),
+    "init?": (None, {"model": str, "weights_sha256": [str, ...], "recipe": str, "dataset": str}),
+    "curve?": (None, [{"step": int, "seconds": _NUMBER, "dice": _NUMBER}]),
+    "evaluation": _SETTINGS,
+    "cases": [*_CASES, ...],
+}
 
 Values = Mapping[str, Mapping[str, float | None]]
 """Class -> metric -> value, None where it does not count."""
@@ -82,13 +117,15 @@ def read_record(path: Path) -> dict[str, Any]:
     """A record of a cross-validation.
 
     Raises:
-        InputError: if it cannot be read, is none, or of another version.
+        InputError: if it cannot be read, is none, of another version, or lacks something that is read of it.
     """
     data = read_json(path)
     if data.get("schema") != RECORD_SCHEMA:
         raise InputError(f"{path}: is no record of uxnet crossval; move it elsewhere")
     if data.get("version") != RECORD_VERSION:
         raise InputError(f"{path}: it is a record of version {data.get('version')!r}, this uxnet reads version {RECORD_VERSION}")
+    if wrong := misfit(data, _RECORD):
+        raise InputError(f"{path}: it is not as uxnet crossval writes a record ({wrong}); make it anew, or move it elsewhere")
     return data
 
 
@@ -161,25 +198,19 @@ def _read(path: Path, name: str) -> Scores:
     recorded = "schema" in data
     if recorded:
         data = read_record(path)
-    try:
-        cases = {
-            str(case["case"]): {str(c): {m: _number(values[m]) for m in METRICS} for c, values in case["classes"].items()}
-            for case in data["cases"]
-        }
-        persons = {str(case["case"]): str(case["person"]) for case in data["cases"] if "person" in case}
-        references = {
-            str(case["case"]): {str(c): float(values["reference_ml"]) for c, values in case["classes"].items() if "reference_ml" in values}
-            for case in data["cases"]
-        }
-        failed = tuple(str(failure["case"]) for failure in data.get("failures", ()))
-        settings, own = data["settings" if not recorded else "evaluation"], str(data["name"]) if recorded else _own_name(path)
-        tolerance_mm, empty = float(settings["tolerance_mm"]), str(settings["empty"])
-        # Of a record as it is, the classes of its cases; a file of evaluate names them even where it has no case.
-        classes = tuple(data["classes"]) if not recorded else tuple(next(iter(cases.values()), {}))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{path}: is neither a record of uxnet crossval nor a JSON file of uxnet evaluate (what fails: {error!r})"
-        ) from error
+    elif wrong := misfit(data, _EVALUATED):
+        raise InputError(f"{path}: is neither a record of uxnet crossval nor a JSON file of uxnet evaluate ({wrong})")
+    cases = {case["case"]: {c: {m: _number(values[m]) for m in METRICS} for c, values in case["classes"].items()} for case in data["cases"]}
+    persons = {case["case"]: case["person"] for case in data["cases"] if "person" in case}
+    references = {
+        case["case"]: {c: float(values["reference_ml"]) for c, values in case["classes"].items() if "reference_ml" in values}
+        for case in data["cases"]
+    }
+    failed = tuple(failure["case"] for failure in data.get("failures", ()))
+    settings, own = (data["evaluation"], data["name"]) if recorded else (data["settings"], _own_name(path))
+    tolerance_mm, empty = float(settings["tolerance_mm"]), settings["empty"]
+    # Of a record as it is, the classes of its cases; a file of evaluate names them even where it has no case.
+    classes = tuple(data["classes"]) if not recorded else tuple(next(iter(cases.values()), {}))
     if not cases:
         raise InputError(f"{path}: it scores no case")
     if len(cases) < len(data["cases"]) or any(tuple(values) != classes for values in cases.values()):

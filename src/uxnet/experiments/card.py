@@ -21,7 +21,7 @@ from uxnet.evaluation.metrics import METRICS
 from uxnet.evaluation.scores import MEAN, Scores, read_scores
 from uxnet.evaluation.statistics import bootstrap_mean, mean_of_counted
 from uxnet.io import atomic, sha256
-from uxnet.model import Model, read_model, read_weights, write_model
+from uxnet.model import Model, read_model, read_weights, variants, write_model
 from uxnet.recipe import from_plain, to_plain
 from uxnet.shipped import MOST_BYTES, Card, Evaluation, Failure, Score, Training, write_card
 
@@ -41,12 +41,18 @@ def make_card(name: str, model: Path, records: Sequence[str], facts: Path, out: 
         worst: how many of the worst cases the card names.
 
     Raises:
-        InputError: if facts or records cannot be read or are not about this model, or the file is too large for the box.
+        InputError: if facts or records cannot be read or are not about this model, the file is too large for the box, or `half` would
+            lose its variants.
         ModelError: if the model cannot be read, or has numbers that 16 bits cannot hold.
     """
     if not name.isidentifier():
         raise InputError(f"{name!r}: a name in the box is a word of letters, digits and _")
     described, said = read_model(model), _read_facts(facts)
+    if half and variants(described):
+        raise InputError(
+            f"{model}: its int8 variants were made of weights that are not rounded, and would be lost by --half; leave --half out, or name "
+            "the model without variants"
+        )
     scores = _of_one_network(read_scores(records), described)
     told = dict(said.get("failures", {}))
     target = out / f"{name}.uxnet"
@@ -58,9 +64,11 @@ def make_card(name: str, model: Path, records: Sequence[str], facts: Path, out: 
             size = stored.stat().st_size / 1e6
             raise InputError(f"{model}: {size:.1f} MB, and models in the box are of at most {MOST_BYTES / 1e6:g} MB{hint}")
         card = _card(described, said, _evaluation(scores, described, told, worst), sha256(stored), half)
+        # The card takes its place first, and the model only if it did: without room for both, what was there stays. If the process dies
+        # between the two, the card's hash is not the model's, which is noticed.
         with atomic(target) as temporary:
             shutil.copyfile(stored, temporary)
-    write_card(target.with_suffix(".toml"), card)
+            write_card(target.with_suffix(".toml"), card)
     return card
 
 
@@ -82,7 +90,7 @@ def _card(model: Model, said: Mapping[str, Any], evaluation: Evaluation, content
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as the facts of a card ({error})") from error
 
 
@@ -133,11 +141,13 @@ def _score(name: str, scores: Scores, persons: Mapping[str, str]) -> Score:
 
 def _relation(scores: Scores, model: Model) -> str:
     """How the scored cases stand to those that the model was trained on, in words."""
-    trained = set(model.provenance.get("split", {}).get("train", []))
-    seen = len(trained & scores.cases.keys())
+    trained = model.provenance.get("split", {}).get("train")
+    seen = len(set(trained or ()) & scores.cases.keys())
     folds = len(scores.records)
     siblings = f"{folds} models of the same recipe, each on test cases of a fold"
     by = siblings if folds > 1 else "one model, on test cases of a fold" if folds else "uxnet evaluate"
+    if trained is None:
+        return f"Measured with {by}. Whether the model in the box was trained on any of these cases is not known."
     if not seen:
         return f"Measured with {by}. The model in the box was trained on none of these cases."
     return (
@@ -155,7 +165,7 @@ def _what(case: str, scores: Scores) -> str:
     text = f"{name}: Dice {dices[name] or 0:.3f}"
     if values[name]["hd95_mm"] is not None:
         text += f", HD95 {values[name]['hd95_mm']:.1f} mm"
-    if rows and rows[0].get("reference_ml"):
+    if rows and rows[0].get("reference_ml") and rows[0].get("predicted_ml") is not None:
         text += f", {rows[0]['predicted_ml']:.2f} ml where the reference has {rows[0]['reference_ml']:.2f} ml"
     return text
 

@@ -21,6 +21,7 @@ from uxnet.experiments.crossval_unit import Unit, rounded
 from uxnet.io import atomic
 from uxnet.model import read_model
 from uxnet.recipe import Network, Recipe, load_recipe, recipe_to_toml, same_recipe, toml_value
+from uxnet.shipped import resolve
 
 PROTOCOL = "5x80-10-10"
 """Of the split, where none is there or given."""
@@ -93,10 +94,11 @@ def with_beginnings(entries: Sequence[Entry], models: Sequence[str]) -> tuple[En
     """Entries, some of which begin with the weights of a model.
 
     Args:
-        models: NAME=MODEL, the name of an entry and a file.
+        models: NAME=MODEL, the name of an entry, and a file or the name of a model in the box.
 
     Raises:
         UsageError: if one cannot be read, or names no entry.
+        ModelError: if there is no such model in the box.
     """
     given: dict[str, Path] = {}
     for word in models:
@@ -106,7 +108,7 @@ def with_beginnings(entries: Sequence[Entry], models: Sequence[str]) -> tuple[En
         if name.strip() not in {entry.name for entry in entries}:
             there = ", ".join(entry.name for entry in entries) or "none; name them by --networks or --variant"
             raise UsageError(f"{word!r}: no network here is called {name.strip()!r}; there are: {there}")
-        given[name.strip()] = Path(path.strip())
+        given[name.strip()] = resolve(Path(path.strip()))
     return tuple(replace(entry, init=given.get(entry.name, entry.init)) for entry in entries)
 
 

@@ -100,11 +100,8 @@ def read_trials(sources: Mapping[str, Sequence[str | Path]]) -> tuple[Trial, ...
     for said, paths in sources.items():
         for path in (file for source in paths for file in _records_in(Path(source))):
             record = read_record(path)
-            try:
-                scored = [record["evaluation"]["tolerance_mm"], record["evaluation"]["empty"], list(record["cases"][0]["classes"])]
-                key = json.dumps([said, *(record[key] for key in COMMON), *scored])
-            except (KeyError, TypeError, IndexError) as error:
-                raise InputError(f"{path}: this record lacks something (what fails: {error!r}); make it anew") from error
+            scored = [record["evaluation"]["tolerance_mm"], record["evaluation"]["empty"], list(record["cases"][0]["classes"])]
+            key = json.dumps([said, *(record[key] for key in COMMON), *scored])
             if path not in [known for known, _ in groups.setdefault(key, [])]:
                 groups[key].append((path, said))
     trials = [_trial([path for path, _ in files], files[0][1]) for files in groups.values()]

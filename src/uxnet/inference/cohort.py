@@ -25,7 +25,7 @@ from uxnet.inference.segment import with_inference
 from uxnet.inference.segmenter import Segmenter, load_segmenter
 from uxnet.inference.settings import Settings, usable_cores
 from uxnet.inference.unit import CannotLoadError, Desk, Load, Outcome, Unit, Written, do_scan
-from uxnet.io import is_nifti, sha256, write_json
+from uxnet.io import is_nifti, read_json, sha256, write_json
 from uxnet.io.files import sync_folder
 from uxnet.jobs import Cluster, shard, work
 from uxnet.labels import Labels
@@ -388,10 +388,9 @@ def _write_summary(
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except InputError:
         return None
-    return found if isinstance(found, dict) else None
 
 
 def _words(files: Sequence[Path]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from uxnet.inference.openvino import bfloat16_here
 from uxnet.inference.precision import Cautious
 from uxnet.inference.settings import Settings
 from uxnet.inference.stitch import Engine
-from uxnet.model import Model, read_weights
+from uxnet.model import Model
 
 ENGINES = ("auto", "openvino", "torch")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -79,15 +79,13 @@ def _openvino_engine(model: Model, stage: int, settings: Settings, report: Repor
 
 
 def _torch_engine(model: Model, stage: int, settings: Settings, report: Report) -> Engine:
-    from uxnet.inference.engine_torch import TorchEngine, load_weights, set_threads, stage_network
+    from uxnet.inference.engine_torch import TorchEngine, set_threads, trained_network
 
     if settings.threads:
         set_threads(settings.threads)
 
     def opened(precision: str) -> TorchEngine:
-        network = stage_network(model.recipe.stages[stage], len(model.channels), model.labels.out_channels)
-        load_weights(network, read_weights(model, stage), str(model.path))
-        return TorchEngine(network, settings.device, precision)
+        return TorchEngine(trained_network(model, stage), settings.device, precision)
 
     engine = opened(settings.precision)
     if settings.precision == "auto" and engine.precision != "float32":

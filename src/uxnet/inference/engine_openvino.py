@@ -24,7 +24,7 @@ from uxnet.errors import DeviceError, ModelError
 from uxnet.events import Report, Warn, silent
 from uxnet.inference.openvino import quiet_openvino
 from uxnet.io import atomic
-from uxnet.model import Model, read_weights
+from uxnet.model import Model
 
 _GRAPH = 1  # counts up when the same weights become another graph
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32", "int8 and bfloat16": "bf16"}
@@ -176,13 +176,11 @@ def convert(model: Model, stage: int) -> Any:
     Raises:
         ModelError: if the weights are damaged, or OpenVINO cannot express the network.
     """
-    from uxnet.inference.engine_torch import load_weights, stage_network
+    from uxnet.inference.engine_torch import trained_network
     from uxnet.inference.graph import to_openvino
 
     settings = model.recipe.stages[stage]
-    network = stage_network(settings, len(model.channels), model.labels.out_channels)
-    load_weights(network, read_weights(model, stage), str(model.path))
-    return to_openvino(network, settings.in_channels(len(model.channels)), settings.window)
+    return to_openvino(trained_network(model, stage), settings.in_channels(len(model.channels)), settings.window)
 
 
 def graph_bytes(graph: Any) -> tuple[bytes, bytes]:

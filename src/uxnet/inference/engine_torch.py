@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 
 from uxnet.devices import choose_device, choose_precision, in_fast_memory
 from uxnet.errors import DeviceError, ModelError
+from uxnet.model import Model, read_weights
 from uxnet.networks.build import build
 from uxnet.recipe import Stage
 
@@ -84,17 +85,28 @@ def stage_network(stage: Stage, channels: int, classes: int) -> nn.Module:
     return build(settings.name, stage.in_channels(channels), stage.out_channels(classes), stage.sampling.patch, settings.settings)
 
 
-def load_weights(network: nn.Module, weights: Mapping[str, NDArray[Any]], name: str) -> None:
-    """Puts weights into a network; every name and shape must fit.
+def trained_network(model: Model, stage: int) -> nn.Module:
+    """The network of a model's stage, with its weights; every name and shape must fit.
 
     Raises:
-        ModelError: naming the first keys that are missing, unknown or of another shape.
+        ModelError: if the weights are damaged or there is no such network; or naming the first that is missing, unknown or of another
+            shape.
+        RecipeError: if the recipe's settings contradict each other.
     """
-    own = network.state_dict()
+    weights, settings = read_weights(model, stage), model.recipe.stages[stage]
+    build_one = partial(stage_network, settings, len(model.channels), model.labels.out_channels)
+    try:
+        # Without memory at first: weights are no larger than their file, but the settings in it may ask for a network of any size.
+        with torch.device("meta"):
+            own = build_one().state_dict()
+    except (RuntimeError, OverflowError) as error:
+        raise ModelError(f"{model.path}: the network that its recipe asks for cannot be built ({error})") from error
     missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     shapes = [k for k in own.keys() & weights.keys() if tuple(own[k].shape) != weights[k].shape]
     for what, keys in (("missing", missing), ("unknown", unknown), ("of another shape", sorted(shapes))):
         if keys:
-            raise ModelError(f"{name}: the weights do not fit the network: {len(keys)} {what}, the first is {keys[0]}")
+            raise ModelError(f"{model.path}: the weights do not fit the network: {len(keys)} {what}, the first is {keys[0]}")
+    network = build_one()
     # safetensors hands out arrays that may not be written to; torch wants its own.
     network.load_state_dict({key: torch.from_numpy(array.copy()) for key, array in weights.items()})
+    return network

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from uxnet.errors import InputError
-from uxnet.io import CHANNEL_NAME, case_name, is_nifti
+from uxnet.io import CHANNEL_NAME, case_name, is_nifti, misfit, read_json
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,11 @@ def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
 
 
 def _manifest(path: Path) -> list[Scan]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        items = [(str(name), [files] if isinstance(files, str) else list(files)) for name, files in data.items()]
-        scans = [Scan(name, tuple(path.parent / str(f) for f in files)) for name, files in items]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f'{path}: no manifest; expected {{"name": "file" or ["channel 0", "channel 1"]}} ({error})') from error
+    data = read_json(path)
+    if wrong := misfit(data, {str: ([str], str)}):
+        raise InputError(f'{path}: no manifest; expected {{"name": "file" or ["channel 0", "channel 1"]}} ({wrong})')
+    items = [(name, [files] if isinstance(files, str) else files) for name, files in data.items()]
+    scans = [Scan(name, tuple(path.parent / file for file in files)) for name, files in items]
     unsafe = [scan.name for scan in scans if not scan.name or Path(scan.name).name != scan.name or not scan.files]
     if unsafe:
         raise InputError(f"{path}: {unsafe[0]!r} is no plain name with at least one file")

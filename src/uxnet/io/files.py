@@ -14,6 +14,9 @@ from typing import Any
 
 from uxnet.errors import InputError, UxnetError
 
+_DEEPEST = 64
+_TOO_DEEP = f"it is nested more than {_DEEPEST} levels deep"
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -82,6 +85,24 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def json_value(text: str | bytes) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: if it is no JSON, or is nested so deeply that whoever walks through it may not come back.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [v for part in level if isinstance(part, dict | list) for v in (part.values() if isinstance(part, dict) else part)]
+        if not level:
+            return value
+    raise ValueError(_TOO_DEEP)
+
+
 def read_json(path: Path, kind: type[InputError] = InputError) -> dict[str, Any]:
     """The JSON object in a file, with or without a byte order mark.
 
@@ -89,7 +110,7 @@ def read_json(path: Path, kind: type[InputError] = InputError) -> dict[str, Any]
         InputError: of the `kind` asked for, if it cannot be read or is no object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = json_value(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise kind(f"{path}: cannot be read as JSON ({error}); correct the file") from error
     if not isinstance(data, dict):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uxnet.errors import ModelError, shortened
+from uxnet.errors import ModelError, printable, shortened
 from uxnet.networks.blocks import Triple, triple
 from uxnet.networks.build import architecture, build
 from uxnet.networks.weights import rename
@@ -31,6 +31,7 @@ MERGING = (
 )
 
 _DEEPEST = 8
+_LONGEST_KEY = 100
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def unwrapped(loaded: Any) -> tuple[dict[Any, Tensor], tuple[str, ...]]:
             tables = [str(key) for key, value in table.items() if _holds_tensors(value, 1)]
             if len(tables) != 1:
                 raise ModelError(
-                    f"no table of weights by name is in it; its keys are {shortened(table) or 'none'}; "
+                    f"no table of weights by name is in it; its keys are {shortened(_shown(key) for key in table) or 'none'}; "
                     f"weights are looked for at the top and under {', '.join(WRAPPERS)}"
                 )
             inner = tables[0]
@@ -84,8 +85,8 @@ def stated_monai(loaded: Any) -> str | None:
     for table in tables:
         for key in ("monai_version", "monai", "MONAI") if isinstance(table, Mapping) else ():
             text = table.get(key)
-            if isinstance(text, str) and re.match(r"\d+\.\d+", text):
-                return text[:40]
+            if isinstance(text, str) and (version := re.match(r"[0-9]+\.[0-9]+[0-9A-Za-z.+-]*", text)):
+                return version[0][:40]
     return None
 
 
@@ -333,6 +334,11 @@ def _unread(name: str, weight: Tensor, kind: _Kind) -> bool:
     # MONAI before 0.9 gave every residual block a shortcut convolution; where the channels do not change, none was ever computed.
     idle = name.endswith(".conv3.conv.weight") and weight.ndim == 5 and weight.shape[0] == weight.shape[1] and weight.shape[2:].numel() == 1
     return idle or any(re.match(pattern, name) for pattern in kind.unread)
+
+
+def _shown(key: Any) -> str:
+    text = printable(str(key))
+    return text if len(text) <= _LONGEST_KEY else f"{text[:_LONGEST_KEY]}..."
 
 
 def _holds_tensors(value: Any, depth: int = 3) -> bool:

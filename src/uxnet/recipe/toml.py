@@ -26,12 +26,15 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
     Raises:
         UsageError: if it is no file and there is none of that name.
-        RecipeError: if the file cannot be read or is no TOML, or a key is unknown or has a wrong value; the message names file and key.
+        RecipeError: if a file here has the name of one in the box, the file cannot be read or is no TOML, or a key is unknown or has a
+            wrong value; the message names file and key.
     """
     path = Path(name_or_path)
+    if str(name_or_path) in recipe_names() and path.is_file():
+        raise RecipeError(f"{path}: a recipe in the box, and a file here; write ./{path} for the file, or rename it")
     if path.suffix == ".toml" or path.is_file():
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: cannot be read as a recipe ({error})") from error
     elif str(name_or_path) in recipe_names():
@@ -42,6 +45,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         return recipe_from_dict(tomllib.loads(text))
     except (tomllib.TOMLDecodeError, RecipeError) as error:
         raise RecipeError(f"recipe {name_or_path}: {error}") from error
+    except RecursionError as error:
+        raise RecipeError(f"recipe {name_or_path}: it is nested too deeply") from error
 
 
 def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
@@ -141,7 +146,7 @@ def toml_value(text: str) -> Any:
     """A value as TOML writes it, quotes around a word may be left out."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text  # a bare word
 
 

@@ -327,7 +327,7 @@ def _refuse_another_beginning(out: Path, origin: Mapping[str, Any] | None) -> No
     if not (out / "recipe.toml").exists():
         return
     file = out / "transfer.json"
-    there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    there = read_json(file) if file.exists() else {}
     if _weights_of(there) != _weights_of(origin or {}):
         began = f"the weights of {there['model']}" if there else "fresh weights"
         raise CheckpointError(f"{out}: another run is there, which began with {began}; resume it with the same, or choose another folder")
