@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from uxnet.devices import cpu_computes_bfloat16
 from uxnet.networks.build import NETWORKS
 from uxnet.recipe import Network, Sampling, Stage, Training, load_recipe
 from uxnet.training.memory import Ledger, predicted_memory, step_seconds, traced_step
@@ -37,14 +38,18 @@ def glibc():
 
 
 @pytest.mark.skipif(not glibc(), reason="the heap that is predicted is glibc's")
-@pytest.mark.parametrize(("name", "classes"), [("hippocampus", 3), ("nnunet", 4)])
-def test_within_a_fifth_of_what_a_step_takes(name, classes, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "classes", "precision"), [("hippocampus", 3, "float32"), ("nnunet", 4, "float32"), ("nnunet", 4, "bfloat16")]
+)
+def test_within_a_fifth_of_what_a_step_takes(name, classes, precision, monkeypatch):
+    if precision == "bfloat16" and not cpu_computes_bfloat16():
+        pytest.skip("this processor emulates bfloat16")
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     one = load_recipe("hippocampus").stages[0]
     if name != "hippocampus":
         one = replace(one, network=Network(name, {"size": "narrow"}), sampling=replace(one.sampling, patch=(48, 48, 48)))
-    predicted = predicted_memory(one, 1, classes)
-    found, _ = benchmark().measured(one, 1, classes, steps=3)
+    predicted = predicted_memory(one, 1, classes, precision=precision)
+    found, _ = benchmark().measured(one, 1, classes, steps=3, precision=precision)
     assert 0.8 < predicted / found < 1.2, (predicted, found)
 
 

@@ -44,8 +44,12 @@ _UNSEEN: Mapping[str, float] = {
     "nnformer": 1.15,
     "swinunetr": 1.35,
 }
-# What our own gradients keep less than torch's (`networks.kernels_cpu`; in float32): traced are torch's, in a third of the time. Measured.
-_OURS: Mapping[str, float] = {"uxnet": 0.87, "nnunet": 0.76}
+# What our own gradients keep less than torch's (`networks.kernels_cpu`, `norms_cpu`): traced are torch's, in a third of the time. And in
+# bfloat16, how much of what is not seen is of that size. Measured, on CPUs (`benchmarks/plan_memory.py`).
+_OURS: Mapping[str, Mapping[str, float]] = {
+    "float32": {"uxnet": 0.87, "nnunet": 0.76},
+    "bfloat16": {"uxnet": 0.93, "nnunet": 0.67, "swinunetr": 0.8, "transbts": 0.8, "unet": 0.9},
+}
 _MAPPED = 32 << 20  # larger blocks are given back to the system at once (glibc: the largest threshold that it comes to)
 # Of torch's allocator on a GPU: what rounding and splitting cost, and room for cuDNN to work in. Not measured here.
 _GPU_SHARE, _GPU_ROOM = 1.1, 300_000_000
@@ -107,7 +111,7 @@ def predicted_memory(stage: Stage, channels: int, classes: int, device: str = "c
     ledger = traced_step(stage, channels, classes, device, precision)
     if device != "cpu":
         return round(ledger.peak * _GPU_SHARE) + _GPU_ROOM
-    ours = _OURS.get(stage.network.name, 1.0) if precision == "float32" else 1.0
+    ours = _OURS.get(precision, {}).get(stage.network.name, 1.0)
     return round(ledger.heap * _UNSEEN.get(stage.network.name, 1.0) * ours)
 
 
