@@ -76,8 +76,8 @@ def run(
         variant: a network with other settings, under a name of its own, such as uxnet-k9=uxnet:kernel=9:scaling=mlp; values as TOML
             writes them. The network `recipe` is the recipe's own, as it is there. May be given again and again.
         size: of the networks: as in the paper, or narrow enough for a CPU.
-        init_from: begin with the weights of this model (a .uxnet file, or the name of one in the box), wherever they fit, as uxnet train
-            does; every network that --init does not name.
+        init_from: begin with the weights of this model (a .uxnet file, the name of one in the box, or a folder of uxnet crossval: the
+            fold that did best in its validation), wherever they fit, as uxnet train does; every network that --init does not name.
         init: the same for one network, by the name it goes by here. May be given again and again: --variant scratch=recipe
             --variant finetuned=recipe --init finetuned=MODEL compares fresh weights with those of MODEL.
         steps: optimiser steps of each unit, instead of the recipe's.
@@ -102,20 +102,20 @@ def run(
     """
     from uxnet.cli.render import Terminal, reporting
     from uxnet.cli.train import asked_to_leave
+    from uxnet.experiments.best_fold import model_to_begin_with
     from uxnet.experiments.crossval import Budget, cross_validate, entries_of, with_beginnings
     from uxnet.recipe import load_recipe, with_overrides
-    from uxnet.shipped import resolve
 
     chosen = with_overrides(load_recipe(recipe), set)
-    entries = with_beginnings(entries_of(_names(networks), variant, size), init)
     asked = asked_to_leave()
     with reporting(Terminal(stderr=True)) as report:
+        entries = with_beginnings(entries_of(_names(networks), variant, size), init, report)
         outcomes = cross_validate(
             dataset,
             chosen,
             output,
             entries,
-            init_from=resolve(init_from) if init_from else None,
+            init_from=model_to_begin_with(init_from, report) if init_from else None,
             budget=Budget(steps, core_seconds),
             folds=_numbers(folds),
             part=shard,

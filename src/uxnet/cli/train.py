@@ -71,7 +71,8 @@ def run(
         network: another network than the recipe's, with its own settings instead of the recipe's (uxnet networks lists them).
         set: set a key of the recipe, such as training.steps=500; may be given again and again.
         init_from: begin with the weights of this model, a .uxnet file or the name of one in the box (uxnet models), wherever they fit;
-            heads for other labels begin anew. What became of each weight is printed, and written to RUN/transfer.json.
+            heads for other labels begin anew. Of a folder of uxnet crossval, the fold that did best in its validation. What became of
+            each weight is printed, and written to RUN/transfer.json.
         init_kernels: how its kernels grow where this network's are larger: upsampled, or centred in zeros.
         resume: go on with the run in RUN; if there is none, start it.
         hours: train for about so long, validations included: measured before the first step, turned into a number of steps, and kept.
@@ -87,15 +88,14 @@ def run(
     """
     from uxnet.cli.render import Terminal, reporting
     from uxnet.recipe import load_recipe, with_network, with_overrides
-    from uxnet.shipped import resolve
 
     chosen = load_recipe(recipe)
     chosen = with_overrides(with_network(chosen, network) if network else chosen, set)
     if hours is not None:
         chosen = with_overrides(chosen, [f"training.hours={hours / len(chosen.stages)}"])
-    begin_with = resolve(init_from) if init_from else None
     console = Terminal(stderr=True)
     with console.status("loading torch"):
+        from uxnet.experiments.best_fold import model_to_begin_with
         from uxnet.training.engine import is_first_process, leave_processes
         from uxnet.training.run import train
     asked = asked_to_leave()
@@ -109,7 +109,7 @@ def run(
                 split=split,
                 protocol=protocol,
                 group_by=group_by,
-                init_from=begin_with,
+                init_from=model_to_begin_with(init_from, report) if init_from else None,
                 init_kernels=init_kernels,
                 resume=resume,
                 device=device,

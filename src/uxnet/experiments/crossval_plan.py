@@ -16,12 +16,12 @@ from uxnet.dataset.folds import Split, read_split, split_for, write_split
 from uxnet.dataset.manifest import Manifest, some
 from uxnet.errors import DatasetError, InputError, ModelError, RecipeError, UsageError
 from uxnet.evaluation.scores import COMMON, read_record, record_files
-from uxnet.events import Report, Warn
+from uxnet.events import Report, Warn, silent
+from uxnet.experiments.best_fold import model_to_begin_with
 from uxnet.experiments.crossval_unit import Unit, rounded
 from uxnet.io import atomic
 from uxnet.model import read_model
 from uxnet.recipe import Network, Recipe, load_recipe, recipe_to_toml, same_recipe, toml_value
-from uxnet.shipped import resolve
 
 PROTOCOL = "5x80-10-10"
 """Of the split, where none is there or given."""
@@ -90,15 +90,15 @@ def entries_of(networks: Sequence[str], variants: Sequence[str] = (), size: str 
     return tuple(entries)
 
 
-def with_beginnings(entries: Sequence[Entry], models: Sequence[str]) -> tuple[Entry, ...]:
+def with_beginnings(entries: Sequence[Entry], models: Sequence[str], report: Report = silent) -> tuple[Entry, ...]:
     """Entries, some of which begin with the weights of a model.
 
     Args:
-        models: NAME=MODEL, the name of an entry, and a file or the name of a model in the box.
+        models: NAME=MODEL, the name of an entry, and whatever `model_to_begin_with` takes.
 
     Raises:
         UsageError: if one cannot be read, or names no entry.
-        ModelError: if there is no such model in the box.
+        ModelError, InputError: as `model_to_begin_with`.
     """
     given: dict[str, Path] = {}
     for word in models:
@@ -108,7 +108,7 @@ def with_beginnings(entries: Sequence[Entry], models: Sequence[str]) -> tuple[En
         if name.strip() not in {entry.name for entry in entries}:
             there = ", ".join(entry.name for entry in entries) or "none; name them by --networks or --variant"
             raise UsageError(f"{word!r}: no network here is called {name.strip()!r}; there are: {there}")
-        given[name.strip()] = resolve(Path(path.strip()))
+        given[name.strip()] = model_to_begin_with(Path(path.strip()), report)
     return tuple(replace(entry, init=given.get(entry.name, entry.init)) for entry in entries)
 
 
