@@ -63,7 +63,7 @@ def write_model_file(path: Path, classes: int, patch: int, spacing: list[float])
     write_model(path, [{k: v.numpy() for k, v in state.items()}], recipe=recipe, labels=labels, channels=["CT"], provenance={})
 
 
-def measure(model: Path, scan: Path, out: Path, limit: int | None, pipe) -> None:
+def measure(model: Path, scan: Path, out: Path, limit: int | None, precision: str, pipe) -> None:
     from uxnet.events import Note
     from uxnet.inference.memory import held
     from uxnet.inference.segmenter import load_segmenter
@@ -71,7 +71,7 @@ def measure(model: Path, scan: Path, out: Path, limit: int | None, pipe) -> None
     from uxnet.io import write_labels
 
     said = []
-    segmenter = load_segmenter([model], Settings(device="cpu", precision="float32", cache=out.parent / "cache", memory_limit=limit))
+    segmenter = load_segmenter([model], Settings(device="cpu", precision=precision, cache=out.parent / "cache", memory_limit=limit))
     stage = segmenter.stages[0]
     segmenter.engines[0].infer(np.zeros((1, 1, *stage.window), np.float32))
     runtime = held()
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--spacing", nargs="*", default=["1.5", "1.5", "2"])
     parser.add_argument("--patch", type=int, default=96)
     parser.add_argument("--memory-limit", default=None)
+    parser.add_argument("--precision", default="float32", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
     from uxnet.geometry import Geometry, resampled
@@ -111,7 +112,7 @@ def main() -> None:
                 mine, theirs = multiprocessing.Pipe()
                 limit = parse_size(given.memory_limit) if given.memory_limit else None
                 process = multiprocessing.get_context("spawn").Process(
-                    target=measure, args=(model, scan, folder / "out.nii.gz", limit, theirs)
+                    target=measure, args=(model, scan, folder / "out.nii.gz", limit, given.precision, theirs)
                 )
                 process.start()
                 found = mine.recv()
@@ -120,7 +121,9 @@ def main() -> None:
                 rows.append({"slices": slices, "classes": classes, "grid": grid, **found, "kept_whole": whole})
     show(rows, given)
     if given.output:
-        given.output.write_text(json.dumps({"patch": given.patch, "spacing": spacing, "rows": rows}, indent=1) + "\n")
+        given.output.write_text(
+            json.dumps({"patch": given.patch, "precision": given.precision, "spacing": spacing, "rows": rows}, indent=1) + "\n"
+        )
 
 
 def show(rows, given) -> None:
