@@ -121,7 +121,8 @@ def main() -> None:
                 rows.append({"slices": slices, "classes": classes, "grid": grid, **found, "kept_whole": whole})
     show(rows, given)
     if given.output:
-        given.output.write_text(
+        asked = {"patch": given.patch, "precision": given.precision, "spacing": spacing}
+        given.output.write_text(json.dumps({**asked, "rows": rows}, indent=1) + "\n")
             json.dumps({"patch": given.patch, "precision": given.precision, "spacing": spacing, "rows": rows}, indent=1) + "\n"
         )
 
