@@ -123,8 +123,6 @@ def main() -> None:
     if given.output:
         asked = {"patch": given.patch, "precision": given.precision, "spacing": spacing}
         given.output.write_text(json.dumps({**asked, "rows": rows}, indent=1) + "\n")
-            json.dumps({"patch": given.patch, "precision": given.precision, "spacing": spacing, "rows": rows}, indent=1) + "\n"
-        )
 
 
 def show(rows, given) -> None:
