@@ -164,13 +164,10 @@ def monai_path(model: Path, scan: Path):
     import torch
     from monai.inferers import sliding_window_inference
 
-    from uxnet.inference.engine_torch import load_weights, stage_network
-    from uxnet.model import read_model, read_weights
+    from uxnet.inference.engine_torch import trained_network
+    from uxnet.model import read_model
 
-    read = read_model(model)
-    network = stage_network(read.recipe.stages[0], 1, read.labels.out_channels)
-    load_weights(network, read_weights(read), str(model))
-    network.eval()
+    network = trained_network(read_model(model), 0).eval()
     image, middle = middle_window(model, scan)
     image = torch.from_numpy(image[np.newaxis])
 
