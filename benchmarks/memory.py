@@ -141,14 +141,14 @@ def show(rows, given) -> None:
     ):
         table.add_column(column, justify="right")
     for row in rows:
-        match = re.search(r"memory (\d+\.?\d*) (GB|MB) at most", row["said"][0])
+        match = re.search(r"memory (\d+\.?\d*) (GB|MB) at most", "\n".join(row["said"]))
         told = float(match.group(1)) * {"GB": 1e9, "MB": 1e6}[match.group(2)]
         gb = [f"{size / 1e9:.2f}" for size in (row["runtime"], row["peak"] - row["runtime"], told)]
         cells = [str(row["slices"]), str(row["classes"]), " x ".join(map(str, row["grid"])), *gb, f"{told / row['peak']:.3f}"]
         table.add_row(*cells, *(f"{size / 1e9:.1f}" for size in row["kept_whole"]), f"{row['seconds']:.0f}")
     Console(width=160).print(table)
     for row in rows:
-        print(row["said"][0])
+        print(*row["said"], sep="\n")
 
 
 if __name__ == "__main__":
