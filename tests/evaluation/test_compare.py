@@ -411,6 +411,7 @@ def test_what_a_file_does_not_say_is_no_difference(tmp_path):
     write(tmp_path / "a" / "uxnet-fold1.json", record("uxnet", 1, {"p2": 0.5}, labels_sha256="l"))
     write(tmp_path / "b.json", evaluated({"p1": 0.5, "p2": 0.5}))
     read = read_scores([tmp_path / "a", tmp_path / "b.json"])
+    assert [one["labels_sha256"] for one in read[0].records] == [None, "l"]
     assert not any("networks differ" in note for note in compare(read).notes)
     write(tmp_path / "a" / "uxnet-fold2.json", record("uxnet", 2, {"p3": 0.5}, labels_sha256="m"))
     with pytest.raises(InputError, match=r"differ in labels_sha256 \(l; m\)"):

@@ -259,8 +259,7 @@ def _labels(root: Path, data: Mapping[str, Any], cases: tuple[Case, ...], challe
     where = own if own.is_file() else root / "dataset.json"
     try:
         if own.is_file():
-            given = read_json(own, DatasetError)
-            return labels_from_json(given)
+            return labels_from_json(read_json(own, DatasetError))
         if challenge is not None and challenge.labels is not None:
             return challenge.labels
         if data:

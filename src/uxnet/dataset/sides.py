@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from uxnet.errors import LabelsError, RecipeError
+from uxnet.errors import LabelsError, RecipeError, shortened
 from uxnet.events import Note, Report, silent
 from uxnet.labels import Labels, is_chamber, unpaired_sides
 from uxnet.recipe import Stage
@@ -35,16 +35,16 @@ def check_trained_sides(stages: Iterable[Stage], labels: Labels, report: Report 
         return
     lone = unpaired_sides(labels)
     if lone:
-        axis = "ijk"[lateral_axis(mirrored[0].prepare.orientation)]
+        axis, named = "ijk"[lateral_axis(mirrored[0].prepare.orientation)], shortened(map(repr, lone), 6)
         raise RecipeError(
-            f"augment.mirror: axis {axis} runs between left and right, and mirrored along it {_few(lone)} would be on the wrong side: the "
+            f"augment.mirror: axis {axis} runs between left and right, and mirrored along it {named} would be on the wrong side: the "
             'names say a side, and have no counterpart. Say in labels.json which trade places ("pairs": [["NAME", "NAME"], ...], or [] '
             "if none do), or do not mirror that axis"
         )
     paired = {name for pair in labels.pairs for name in pair}
     chambers = [name for name in labels.classes if is_chamber(name) and name not in paired]
     if chambers:
-        told = f"{_few(chambers)} are taken for parts of the heart, which stay what they are in a mirrored image"
+        told = f"{shortened(map(repr, chambers), 6)} are taken for parts of the heart, which stay what they are in a mirrored image"
         report(Note(f'augment.mirror: {told}; if they trade places, say so as "pairs" in labels.json'))
 
 
@@ -89,10 +89,6 @@ def _join(partner: dict[int, int], left: int, right: int, labels: Labels) -> Non
             others = _names(labels, {b, partner.get(a, b)})
             raise LabelsError(f"the label {_names(labels, {a})} can be paired with one other, not with {others}")
         partner[a] = b
-
-
-def _few(names: Sequence[str], most: int = 6) -> str:
-    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _names(labels: Labels, indices: Iterable[int]) -> str:

@@ -114,7 +114,7 @@ def read_scores(sources: Sequence[str | Path]) -> tuple[Scores, ...]:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record of a cross-validation.
+    """A record of a cross-validation; one of old, which says nothing of the label table, has None there.
 
     Raises:
         InputError: if it cannot be read, is none, of another version, or lacks something that is read of it.
@@ -126,7 +126,7 @@ def read_record(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: it is a record of version {data.get('version')!r}, this uxnet reads version {RECORD_VERSION}")
     if wrong := misfit(data, _RECORD):
         raise InputError(f"{path}: it is not as uxnet crossval writes a record ({wrong}); make it anew, or move it elsewhere")
-    return data
+    return {"labels_sha256": None, **data}
 
 
 def record_files(folder: Path) -> list[Path]:

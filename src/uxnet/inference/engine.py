@@ -19,6 +19,8 @@ from uxnet.model import Model
 
 ENGINES = ("auto", "openvino", "torch")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
+# What OpenVINO computes where there is bfloat16, once it was checked, and what it is checked against and computes where there is none.
+_CHECKED = {"auto": ("bfloat16", "float32"), "int8": ("int8 and bfloat16", "int8")}
 
 
 def load_engines(model: Model, settings: Settings, report: Report = silent) -> list[Engine]:
@@ -60,9 +62,9 @@ def _openvino_engine(model: Model, stage: int, settings: Settings, report: Repor
     def opened(precision: str) -> Engine:
         return open_engine(model, stage, precision, threads=settings.cores, cache=cache)
 
-    lower, exact = {"auto": ("bfloat16", "float32"), "int8": ("int8 and bfloat16", "int8")}.get(settings.precision, (None, None))
-    if lower is None or exact is None:
+    if settings.precision not in _CHECKED:
         return opened(settings.precision)
+    lower, exact = _CHECKED[settings.precision]
     if not bfloat16_here():
         return opened(exact)
     name = f"{key(model, stage, lower, 'self-check', platform.machine())}.json"

@@ -203,7 +203,8 @@ def made_careful(network: nn.Module) -> nn.Module:
     """The same network, whose plain convolutions and group norms are careful ones now; keys and weights stay as they are."""
     careful: dict[type, type] = {nn.Conv3d: CarefulConv3d, nn.ConvTranspose3d: CarefulConvTranspose3d, nn.GroupNorm: CarefulGroupNorm}
     for module in network.modules():
-        module.__class__ = careful.get(type(module), type(module))
+        if type(module) in careful:
+            module.__class__ = careful[type(module)]
     return network
 
 
@@ -228,9 +229,7 @@ class DenseConv3d(CarefulConv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, I, J, K) -> (N, out_channels, I, J, K)."""
-        if kernels_cpu.pays(x, self.weight) and not kernels_cpu.hazardous(x, self.kernel_size):
-            return kernels_cpu.dense(x, self.weight, self.bias)
-        return super().forward(x)
+        return kernels_cpu.dense(x, self.weight, self.bias) if kernels_cpu.dense_pays(x, self.weight) else super().forward(x)
 
 
 class PointwiseConv3d(nn.Conv3d):
