@@ -1,7 +1,5 @@
 """`python -m uxnet`."""
 
-import sys
+from uxnet.cli.main import program
 
-from uxnet.cli.main import main
-
-sys.exit(main())
+program()

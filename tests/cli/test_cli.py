@@ -5,12 +5,14 @@ import sys
 from dataclasses import replace
 from importlib import import_module
 from pkgutil import iter_modules
+from types import SimpleNamespace
 
 import pytest
 from commands import run, scan
 
 import uxnet
-from uxnet.cli.main import VERBS
+from uxnet.cli import main as program_module
+from uxnet.cli.main import VERBS, program
 from uxnet.cli.render import duration, reporting, shown
 from uxnet.errors import Cancelled, printable
 from uxnet.events import Note, Progress, Warn
@@ -136,6 +138,23 @@ def test_an_interruption(capsys, monkeypatch, tiny_model, how):
 
 
 # ---- what is loaded when
+
+
+@pytest.mark.parametrize("what", ["code", "defect"])
+def test_one_of_several_processes_ends_at_once_where_torch_might_wait_forever(capsys, monkeypatch, what):
+    ended = []
+    monkeypatch.setattr(program_module, "main", lambda: 75 if what == "code" else int("x"))
+    monkeypatch.setattr(program_module.os, "_exit", ended.append)
+    with pytest.raises(SystemExit) as alone:
+        program()
+    assert alone.value.code == (75 if what == "code" else 1)
+    assert not ended
+    torch_distributed = SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True)
+    monkeypatch.setitem(sys.modules, "torch.distributed", torch_distributed)
+    with pytest.raises(SystemExit):
+        program()
+    assert ended == [alone.value.code]
+    assert capsys.readouterr().err.count("ValueError: invalid literal") == (0 if what == "code" else 2)
 
 
 def test_torch_is_loaded_only_where_something_is_computed(tiny_dataset, tiny_model, tmp_path):

@@ -1,9 +1,8 @@
 """`uxnet ARGUMENTS`, in a process that fails while it reads the batch of its sixth step if its number is in FAILING_RANK."""
 
 import os
-import sys
 
-from uxnet.cli.main import main
+from uxnet.cli.main import program
 from uxnet.errors import DatasetError
 from uxnet.training import loop
 
@@ -18,4 +17,4 @@ def reading(*arguments):
 
 if __name__ == "__main__":
     loop.read_batch = reading
-    sys.exit(main())
+    program()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 VERBS = {
     "demo": "make phantoms, train on them, segment and score the rest, write a page of pictures",
@@ -43,6 +46,23 @@ a first round:
 
 exit codes: 0 done; 1 something failed, or part of a batch did (the rest was done); 2 wrong arguments;
 75 a training was asked to make room and is saved, go on with --resume; 130 interrupted"""
+
+
+def program() -> NoReturn:
+    """Runs the command line of this process, and ends it."""
+    try:
+        code = main()
+    except Exception:  # noqa: BLE001  # a defect, shown as Python shows it
+        traceback.print_exc()
+        code = 1
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        # One of several processes: at once. Torch's farewell to the others waits, with Python's lock held, for threads that may need that
+        # lock to finish: now and then a process would never end (pytorch/pytorch issues 56297 and 190489). All is written by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,4 +112,4 @@ def _without_args(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

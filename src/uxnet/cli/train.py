@@ -96,34 +96,31 @@ def run(
     console = Terminal(stderr=True)
     with console.status("loading torch"):
         from uxnet.experiments.best_fold import model_to_begin_with
-        from uxnet.training.engine import is_first_process, leave_processes
+        from uxnet.training.engine import is_first_process
         from uxnet.training.run import train
     asked = asked_to_leave()
-    try:
-        with reporting(console) as report:
-            model = train(
-                dataset,
-                chosen,
-                output,
-                fold=fold,
-                split=split,
-                protocol=protocol,
-                group_by=group_by,
-                init_from=model_to_begin_with(init_from, report) if init_from else None,
-                init_kernels=init_kernels,
-                resume=resume,
-                device=device,
-                strategy=strategy,
-                cache=cache,
-                workers=(os.cpu_count() or 1) if workers is None else workers,
-                tensorboard=tensorboard,
-                stopping=asked,
-                report=_leaving(report, asked),
-            )
-        if is_first_process():
-            _print_summary(model, Terminal())
-    finally:
-        leave_processes()
+    with reporting(console) as report:
+        model = train(
+            dataset,
+            chosen,
+            output,
+            fold=fold,
+            split=split,
+            protocol=protocol,
+            group_by=group_by,
+            init_from=model_to_begin_with(init_from, report) if init_from else None,
+            init_kernels=init_kernels,
+            resume=resume,
+            device=device,
+            strategy=strategy,
+            cache=cache,
+            workers=(os.cpu_count() or 1) if workers is None else workers,
+            tensorboard=tensorboard,
+            stopping=asked,
+            report=_leaving(report, asked),
+        )
+    if is_first_process():
+        _print_summary(model, Terminal())
     return 0
 
 

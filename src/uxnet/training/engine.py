@@ -225,12 +225,6 @@ def is_first_process() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def leave_processes() -> None:
-    """Says goodbye to the other processes, if there are any."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
-
-
 @dataclass(frozen=True)
 class _Launched:
     """By what this process was started, with how many beside it on this machine, and on how many machines."""
