@@ -59,6 +59,7 @@ _PROVENANCE = {
     "split?": {"train?": [str], "validation?": [str], "test?": [str], "fold?": (int, str)},
     "converted?": {"file": str, "sha256": str, "preparation": str},
     "init_from?": {"model": str, "sha256": str, "summary": str},
+    "teachers?": [{"model": str, "sha256": str}],
 }
 _DESCRIPTION = {
     "uxnet": str,

@@ -138,3 +138,27 @@ def test_half_precision_logits_give_a_float32_loss():
     assert loss.dtype == torch.float32
     for dtype in (torch.int16, torch.int64):
         assert torch.equal(SegmentationLoss(Loss(), PLAIN)(logits.to(torch.bfloat16), indices.to(dtype)), loss)
+
+
+@pytest.mark.parametrize("labels", [PLAIN, REGIONS])
+def test_what_teachers_say_is_a_share_of_the_cross_entropy_target(labels):
+    logits, indices = batch(labels)
+    other, _ = batch(labels)
+    said = other.detach().flip(0)
+    said = said.sigmoid() if labels.regions else said.softmax(1)
+    alone, dice = SegmentationLoss(Loss(), labels)(logits, indices), SegmentationLoss(Loss(cross_entropy=0), labels)(logits, indices)
+    entropy = F.binary_cross_entropy_with_logits if labels.regions else F.cross_entropy
+    for share in (0.0, 0.25, 1.0):
+        loss = SegmentationLoss(Loss(taught=share), labels)(logits, indices, said)
+        torch.testing.assert_close(loss, dice + (1 - share) * (alone - dice) + share * entropy(logits, said))
+
+
+def test_what_teachers_say_of_ignored_voxels_counts_in_nothing_and_reaches_every_level():
+    logits, indices = batch(IGNORING, ignored=True)
+    said = logits.detach().roll(1, 0).softmax(1)
+    loss_of = SegmentationLoss(Loss(), IGNORING)
+    wild = torch.where((indices == IGNORING.ignore_index)[:, None], torch.full_like(said, 1e3), said)
+    torch.testing.assert_close(loss_of(logits, indices, wild), loss_of(logits, indices, said))
+    levels = [logits, logits[..., ::2, ::2, ::2]]
+    each = [loss_of(levels[0], indices, said), loss_of(levels[1], indices[:, ::2, ::2, ::2], said[..., ::2, ::2, ::2])]
+    torch.testing.assert_close(loss_of(levels, indices, said), (2 * each[0] + each[1]) / 3)

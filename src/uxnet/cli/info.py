@@ -79,6 +79,8 @@ def run(
         row("trained on", f"{dataset.get('name', 'unknown')}, {cases}, licence {licence}")
         if origin:
             row("began with", f"{origin['model']} (sha256 {origin['sha256'][:12]}...): {origin['summary']}")
+        if teachers := provenance.get("teachers"):
+            row("taught by", ", ".join(f"{teacher['model']} (sha256 {teacher['sha256'][:12]}...)" for teacher in teachers))
         for stage in provenance.get("stages", [provenance]):
             row("training", ", ".join(f"{key} {value}" for key, value in stage.get("training", {}).items()))
     row("versions", ", ".join(f"{key} {value}" for key, value in provenance.get("versions", {}).items()))

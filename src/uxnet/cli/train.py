@@ -38,6 +38,7 @@ def run(
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")] = (),
     init_from: Annotated[Path | None, tyro.conf.arg(metavar="MODEL")] = None,
     init_kernels: Literal["trilinear", "centred"] = "trilinear",
+    teacher: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="MODEL")] = (),
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     hours: Annotated[float | None, tyro.conf.arg(metavar="H")] = None,
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto",
@@ -74,6 +75,8 @@ def run(
             heads for other labels begin anew. Of a folder of uxnet crossval, the fold that did best in its validation. What became of
             each weight is printed, and written to RUN/transfer.json.
         init_kernels: how its kernels grow where this network's are larger: upsampled, or centred in zeros.
+        teacher: learn what this model answers beside the labels, on every patch; given several times, the mean of their answers. Teachers
+            have the dataset's labels and the recipe's preparation; their networks may be others. Recipe key loss.taught: how much.
         resume: go on with the run in RUN; if there is none, start it.
         hours: train for about so long, validations included: measured before the first step, turned into a number of steps, and kept.
         device: auto, cpu, cuda, cuda:N or mps.
@@ -96,6 +99,7 @@ def run(
     console = Terminal(stderr=True)
     with console.status("loading torch"):
         from uxnet.experiments.best_fold import model_to_begin_with
+        from uxnet.shipped import resolve
         from uxnet.training.engine import is_first_process
         from uxnet.training.run import train
     asked = asked_to_leave()
@@ -110,6 +114,7 @@ def run(
             group_by=group_by,
             init_from=model_to_begin_with(init_from, report) if init_from else None,
             init_kernels=init_kernels,
+            teachers=[resolve(path) for path in teacher],
             resume=resume,
             device=device,
             strategy=strategy,

@@ -162,13 +162,18 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Loss:
-    """Dice + cross-entropy, each with its weight; `background` counts the background in the Dice term (as released)."""
+    """Dice + cross-entropy, each with its weight; `background` counts the background in the Dice term (as released).
+
+    taught: where there are teachers, the share of their answers in the cross-entropy's target; the rest are the labels.
+    """
 
     dice: float = 1.0
     cross_entropy: float = 1.0
     background: bool = True
+    taught: float = 0.5
 
     def __post_init__(self) -> None:
+        check(0 <= self.taught <= 1, "taught", "a share lies between 0 and 1")
         check(self.dice >= 0 and self.cross_entropy >= 0, "dice, cross_entropy", "weights must not be negative")
         check(self.dice + self.cross_entropy > 0, "dice, cross_entropy", "one of them must be above 0")
 

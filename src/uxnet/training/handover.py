@@ -22,6 +22,7 @@ from uxnet.recipe import Network, Recipe, Stage
 from uxnet.records import read_records
 from uxnet.training.checkpoint import Progressed
 from uxnet.training.engine import TrainingEngine
+from uxnet.training.teach import Teachers
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,14 @@ def hand_over(
     trained: Sequence[Trained],
     engine: TrainingEngine,
     origin: Mapping[str, Any] | None,
+    teachers: Teachers | None = None,
 ) -> None:
     """Writes the model of a run whose stages are trained, without the heads that only deep supervision needs.
 
     Args:
         split: the fold's cases.
         origin: what it began with, see `begin_from`.
+        teachers: what it learnt from beside the labels.
     """
     manifest = inspection.manifest
     channels, classes = len(manifest.channel_names), manifest.labels.out_channels
@@ -70,7 +73,7 @@ def hand_over(
         recipe=replace(recipe, stages=tuple(stage for stage, _ in exported)),
         labels=manifest.labels,
         channels=manifest.channel_names,
-        provenance=_provenance(inspection, split, fold, trained, engine, origin),
+        provenance=_provenance(inspection, split, fold, trained, engine, origin, teachers),
     )
 
 
@@ -93,6 +96,7 @@ def _provenance(
     trained: Sequence[Trained],
     engine: TrainingEngine,
     origin: Mapping[str, Any] | None,
+    teachers: Teachers | None,
 ) -> dict[str, Any]:
     """Where a model came from: versions, data, split, and how the weights that were kept scored (the last stage's: the whole)."""
     stages = []
@@ -124,4 +128,5 @@ def _provenance(
         **stages[-1],
         **({"stages": stages} if len(stages) > 1 else {}),
         **({"init_from": {key: origin[key] for key in ("model", "sha256", "summary")}} if origin else {}),
+        **({"teachers": list(teachers.origin)} if teachers else {}),
     }

@@ -33,6 +33,7 @@ from uxnet.training.engine import Ready, TrainingEngine, whole, why_not_compiled
 from uxnet.training.groups import freeze, layer_depths, parameter_groups, resting
 from uxnet.training.losses import SegmentationLoss
 from uxnet.training.schedule import learning_rate
+from uxnet.training.teach import Teachers
 from uxnet.training.validate import Validation
 from uxnet.training.watch import lost_classes, lost_message, stalled_message, stops_early
 
@@ -87,6 +88,7 @@ def fit(
     files: RunFiles,
     identity: str,
     hooks: Hooks,
+    teachers: Teachers | None = None,
 ) -> tuple[Progressed, dict[str, Tensor]]:
     """Trains a network until the recipe's last step, going on from the last checkpoint if there is one.
 
@@ -100,6 +102,7 @@ def fit(
         labels: of the cases.
         files: where checkpoints and records go.
         identity: what the run is; a checkpoint of another is refused.
+        teachers: are asked about every batch; on the engine's device.
 
     Returns:
         How far it came, and the last weights (their running average where the recipe asks for one).
@@ -118,7 +121,7 @@ def fit(
     if engine.rank == 0:
         keep_records(files.metrics, lambda record: record["step"] <= (done.validated if record["kind"] == "validation" else done.step))
     clock = _Clock(done.step, done.seconds)
-    stepping = _Stepping(ready, state, stage, loss_of, engine, hooks, _sides(stage, labels), resting(ready.trained))
+    stepping = _Stepping(ready, state, stage, loss_of, engine, hooks, _sides(stage, labels), resting(ready.trained), teachers)
 
     def checkpoint() -> None:
         done.seconds = clock.seconds
@@ -174,6 +177,7 @@ class _Stepping:
     hooks: Hooks
     mirrors: Mapping[str, Any]
     still: Sequence[nn.Module]
+    teachers: Teachers | None
 
     def take(self, batch: Batch) -> tuple[dict[str, Any], bool]:
         """Takes a step, or skips it without a trace where loss or gradient are absurd.
@@ -191,7 +195,7 @@ class _Stepping:
         # Batch norms take a step's statistics up before anybody knows whether it is skipped.
         before = [(buffer, buffer.detach().clone()) for buffer in ready.trained.buffers()]
         with _room_for(self.stage, self.engine, step):
-            loss = _gradient(batch, ready, self.stage, self.loss_of, self.engine, step, self.mirrors)
+            loss = self._gradient(batch)
         norm = self.engine.gradient_norm(ready.running, ready.stepping, settings.clip_gradient)
         loss, halt = self.engine.mean([loss, float(self.hooks.stopping())])
         if math.isfinite(loss) and norm < settings.absurd_gradient:
@@ -208,6 +212,36 @@ class _Stepping:
         ready.stepping.zero_grad(set_to_none=True)
         done.step = step + 1
         return {"step": done.step, "loss": loss, "learning_rate": rate, "gradient_norm": norm, "skipped": done.skipped}, halt > 0
+
+    def _gradient(self, batch: Batch) -> float:
+        """Adds this process's part of the gradient up, in as many parts as the recipe says; returns its mean loss."""
+        ready, stage, engine, step = self.ready, self.stage, self.engine, self.state.done.step
+        seed, parts = stage.training.seed, stage.training.accumulate
+        samples = engine.share(stage.training.batch)
+        each = -(-len(samples) // parts)
+        images, indices = engine.put(torch.from_numpy(batch[0])), engine.put(_as_tensor(batch[1]))
+        total = images.new_zeros((), dtype=torch.float32)
+        for first in range(0, len(samples), each):
+            part = slice(first, first + each)
+            share = len(samples[part]) / len(samples)
+            torch.manual_seed(_mixed(seed, step, samples[first]))  # for what draws from torch inside the network, such as drop path
+            x, target = augment(
+                images[part],
+                indices[part],
+                stage.augment,
+                seed,
+                step,
+                stage.prepare.spacing_mm,
+                masks=1 if stage.prior else 0,
+                samples=samples[part],
+                **self.mirrors,
+            )
+            taught = (self.teachers.answers(x, engine),) if self.teachers else ()
+            with engine.accumulating(ready.running, more=first + each < len(samples)):
+                loss = self.loss_of(ready.running(x), target, *taught) * share
+                engine.backward(loss)
+            total += loss.detach()
+        return float(total)
 
 
 def _begun(network: nn.Module, cases: Sequence[CachedCase], stage: Stage, engine: TrainingEngine, report: Report) -> tuple[Ready, State]:
@@ -262,43 +296,6 @@ def _room_for(stage: Stage, engine: TrainingEngine, step: int) -> Iterator[None]
             f"stopped in step {step + 1}: {engine.device} has not the memory for {stage.training.batch} patches of {patch} voxels "
             f"({why}). Raise training.accumulate, or lower training.batch or sampling.patch"
         ) from error
-
-
-def _gradient(
-    batch: Batch,
-    ready: Ready,
-    stage: Stage,
-    loss_of: SegmentationLoss,
-    engine: TrainingEngine,
-    step: int,
-    mirrors: Mapping[str, Any],
-) -> float:
-    """Adds this process's part of a step's gradient up, in as many parts as the recipe says; returns its mean loss."""
-    seed, parts = stage.training.seed, stage.training.accumulate
-    samples = engine.share(stage.training.batch)
-    each = -(-len(samples) // parts)
-    images, indices = engine.put(torch.from_numpy(batch[0])), engine.put(_as_tensor(batch[1]))
-    total = images.new_zeros((), dtype=torch.float32)
-    for first in range(0, len(samples), each):
-        part = slice(first, first + each)
-        share = len(samples[part]) / len(samples)
-        torch.manual_seed(_mixed(seed, step, samples[first]))  # for what draws from torch inside the network, such as drop path
-        x, target = augment(
-            images[part],
-            indices[part],
-            stage.augment,
-            seed,
-            step,
-            stage.prepare.spacing_mm,
-            masks=1 if stage.prior else 0,
-            samples=samples[part],
-            **mirrors,
-        )
-        with engine.accumulating(ready.running, more=first + each < len(samples)):
-            loss = loss_of(ready.running(x), target) * share
-            engine.backward(loss)
-        total += loss.detach()
-    return float(total)
 
 
 def _batches(cases: Sequence[CachedCase], stage: Stage, samples: Sequence[int], first: int) -> Generator[Batch]:

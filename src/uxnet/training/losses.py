@@ -17,7 +17,8 @@ class SegmentationLoss(nn.Module):
 
     For labels: softmax over all channels. For regions: a sigmoid each. Voxels with the ignore label count in neither term. Both
     terms are means over the samples of a batch. Deep supervision weighs each coarser level half as much as the one before it, and the
-    weights sum to 1.
+    weights sum to 1. What teachers say is a part of the cross-entropy's target alone: Dice with targets between 0 and 1 is least for
+    answers that are surer than they are.
     """
 
     def __init__(self, settings: Loss, labels: Labels) -> None:
@@ -34,12 +35,13 @@ class SegmentationLoss(nn.Module):
                 table[[index_of[value] for value in region.values], channel] = 1
             self.members = table
 
-    def forward(self, logits: Tensor | list[Tensor], indices: Tensor) -> Tensor:
+    def forward(self, logits: Tensor | list[Tensor], indices: Tensor, taught: Tensor | None = None) -> Tensor:
         """The loss of a batch.
 
         Args:
             logits: (N, out_channels, I, J, K); or, with deep supervision, a list of them, the full resolution first.
             indices: (N, I, J, K) label indices.
+            taught: (N, out_channels, I, J, K) probabilities of teachers.
 
         Returns:
             A scalar, in float32.
@@ -49,20 +51,22 @@ class SegmentationLoss(nn.Module):
         weights = [0.5**n for n in range(len(levels))]
         for weight, level in zip(weights, levels, strict=True):
             indices = _at(indices, level)
-            total = total + weight / sum(weights) * self._one(level.float(), indices.long())
+            taught = None if taught is None else _at(taught, level)
+            total = total + weight / sum(weights) * self._one(level.float(), indices.long(), taught)
         return total
 
-    def _one(self, logits: Tensor, indices: Tensor) -> Tensor:
+    def _one(self, logits: Tensor, indices: Tensor, taught: Tensor | None) -> Tensor:
         counted = None if self.ignore is None else (indices != self.ignore)
         if self.members is not None:
             target = self.members.to(logits.device)[indices].movedim(-1, 1)
             probs = logits.sigmoid()
-            entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
+            wanted = target if taught is None else target.lerp(taught, self.settings.taught)
+            entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
         else:
             clean = indices if counted is None else indices.masked_fill(~counted, 0)
             target = F.one_hot(clean, self.classes).movedim(-1, 1).float()
             probs = logits.softmax(1)
-            entropy = F.cross_entropy(logits, clean, reduction="none")
+            entropy = F.cross_entropy(logits, clean if taught is None else target.lerp(taught, self.settings.taught), reduction="none")
         if counted is None:
             cross_entropy = entropy.mean()
         else:
@@ -84,10 +88,10 @@ def _soft_dice_loss(probs: Tensor, target: Tensor) -> Tensor:
     return (1 - (2 * (probs * target).sum(over) + _SMOOTH) / (sums + _SMOOTH)).mean()
 
 
-def _at(indices: Tensor, level: Tensor) -> Tensor:
-    """The label indices on the grid of a decoder level: the first voxel of each of its cells.
+def _at(target: Tensor, level: Tensor) -> Tensor:
+    """Label indices or probabilities on the grid of a decoder level: the first voxel of each of its cells.
 
-    The indices are those of the level before. From odd sides a larger stride than 2 could not be told by the two sides alone.
+    They are those of the level before. From odd sides a larger stride than 2 could not be told by the two sides alone.
     """
-    strides = [-(-n // m) for n, m in zip(indices.shape[1:], level.shape[2:], strict=True)]
-    return indices[:, :: strides[0], :: strides[1], :: strides[2]]
+    strides = [-(-n // m) for n, m in zip(target.shape[-3:], level.shape[2:], strict=True)]
+    return target[..., :: strides[0], :: strides[1], :: strides[2]]

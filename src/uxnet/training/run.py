@@ -35,6 +35,7 @@ from uxnet.training.handover import Trained, hand_over
 from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss
 from uxnet.training.showing import Showing
+from uxnet.training.teach import Teachers, teachers_from, warn_of_leaks
 from uxnet.training.validate import Validation, validate
 
 
@@ -49,6 +50,7 @@ def train(
     group_by: str | None = None,
     init_from: str | Path | None = None,
     init_kernels: Literal["trilinear", "centred"] = "trilinear",
+    teachers: Sequence[str | Path] = (),
     resume: bool = False,
     device: str = "auto",
     strategy: Strategy = "auto",
@@ -74,6 +76,7 @@ def train(
         group_by: a pattern whose match in a case's name is its person.
         init_from: a model whose weights to begin with, wherever they fit; `transfer.json` says what became of each.
         init_kernels: how its kernels grow where this network's are larger, see `networks.transfer`.
+        teachers: models of the same labels and preparation whose mean answer is learnt beside the labels, as far as `loss.taught` says.
         resume: go on with a run that was interrupted; a folder without one is started.
         device: "auto", "cpu", "cuda", "cuda:N", "mps".
         strategy: of several processes: "ddp" keeps a whole network in each, "fsdp" shares it out; "auto" is "ddp".
@@ -89,7 +92,7 @@ def train(
 
     Raises:
         DatasetError: if the dataset has errors (all are named) or no such fold.
-        RecipeError: if the recipe asks for what cannot be done.
+        RecipeError: if the recipe asks for what cannot be done, or a teacher does not fit.
         ModelError: if nothing of the model to begin with fits.
         CheckpointError: if the folder holds a run and `resume` is off, or holds another run, or one whose cases had another content
             (they are named), or another process trains there.
@@ -120,6 +123,7 @@ def train(
         report(Warn(f"{manifest.root}: {doubt.message}"))
     networks = [_fresh_network(stage, manifest) for stage in recipe.stages]
     origin = begin_from(networks, recipe, manifest, Path(init_from), init_kernels, report) if init_from else None
+    taught = teachers_from([Path(path) for path in teachers], recipe, manifest, report).on(one) if teachers else None
 
     everyone = one.first(lambda: _every_case(recipe, manifest, report)) if fold == "all" else None
 
@@ -131,6 +135,7 @@ def train(
         chosen = everyone or _fold(manifest, inspection, file, protocol, seed, int(fold), report)
         for doubt in same_scans(inspection, {"train": chosen.train, "validation": chosen.validation, "test": chosen.test}):
             report(Warn(f"{manifest.root}: {doubt}"))
+        warn_of_leaks([Path(path) for path in teachers], chosen, manifest, report)
         # Until a checkpoint is there, a case that could not be prepared may be mended.
         if any(RunFiles(folder).last.exists() for folder in (out, *(out / f"stage_{n}" for n in range(len(recipe.stages))))):
             refuse_changed_cases(out / "inspection.json", inspection, (*chosen.train, *chosen.validation))
@@ -141,13 +146,14 @@ def train(
         return chosen
 
     def model(path: Path, stages: Sequence[Trained]) -> None:
-        hand_over(path, recipe, inspection, chosen, fold, stages, engines[-1], origin)
+        hand_over(path, recipe, inspection, chosen, fold, stages, engines[-1], origin, taught)
 
     with contextlib.ExitStack() as held:
         chosen = one.first(begin)
-        identity = _identity(recipe, inspection, chosen, origin)
+        identity = _identity(recipe, inspection, chosen, origin, taught)
         digests = {facts.name: facts.image_sha256 for facts in inspection.fingerprint.cases}
-        run = _Run(recipe, manifest, chosen, digests, out, Path(cache or out / "cache"), workers, tensorboard, stopping, identity, report)
+        folder = Path(cache or out / "cache")
+        run = _Run(recipe, manifest, chosen, digests, out, folder, workers, tensorboard, stopping, identity, taught, report)
         trained: list[Trained] = []
         for network, engine in zip(networks, engines, strict=True):
             try:
@@ -177,6 +183,7 @@ class _Run:
     tensorboard: bool
     stopping: Callable[[], bool]
     identity: str
+    teachers: Teachers | None
     report: Report
 
     def files(self, number: int) -> RunFiles:
@@ -226,6 +233,7 @@ def _train_stage(run: _Run, network: nn.Module, engine: TrainingEngine, before: 
         "engine": engine,
         "files": files,
         "identity": run.identity,
+        "teachers": run.teachers,
     }
     stage = within_budget(stage, network, cached, validation_seconds, report=run.report, **common)
     seen = [case.name for case in held_out[:: engine.world]]
@@ -376,12 +384,15 @@ def _every_case(recipe: Recipe, manifest: Manifest, report: Report) -> Fold:
     return Fold(tuple(sorted(case.name for case in manifest.cases)), (), ())
 
 
-def _identity(recipe: Recipe, inspection: Inspection, fold: Fold, origin: Mapping[str, Any] | None) -> str:
-    """Hashes of what decides the weights: of the recipe, the labels, the cases on each side, and the weights to begin with; and, after a
-    "+", of what the cases hold."""
+def _identity(
+    recipe: Recipe, inspection: Inspection, fold: Fold, origin: Mapping[str, Any] | None, teachers: Teachers | None = None
+) -> str:
+    """Hashes of what decides the weights: of the recipe, the labels, the cases on each side, the weights to begin with and those of
+    teachers; and, after a "+", of what the cases hold."""
     # Whose weights, and which of them were made to fit how: the model's file may have another name by now.
     begun = [[_weights_of(origin), [stage["adapted"] for stage in origin["stages"]]]] if origin else []
-    text = json.dumps([recipe_to_toml(recipe), inspection.manifest.labels.to_dict(), fold.train, fold.validation, *begun])
+    taught = [{"taught": [teacher["weights_sha256"] for teacher in teachers.origin]}] if teachers else []
+    text = json.dumps([recipe_to_toml(recipe), inspection.manifest.labels.to_dict(), fold.train, fold.validation, *begun, *taught])
     return f"{hashlib.sha256(text.encode()).hexdigest()}+{content_hash(inspection, (*fold.train, *fold.validation))}"
 
 

@@ -1,0 +1,111 @@
+"""Teachers: models whose answers a network learns beside the labels (knowledge distillation, Hinton et al. 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from uxnet.dataset.folds import Fold
+from uxnet.dataset.manifest import Manifest
+from uxnet.errors import RecipeError
+from uxnet.events import Note, Report, Warn
+from uxnet.inference.engine_torch import trained_network
+from uxnet.io import sha256
+from uxnet.model import Model, read_model
+from uxnet.recipe import Recipe, Stage
+from uxnet.training.engine import TrainingEngine
+
+
+@dataclass(frozen=True, eq=False)
+class Teachers:
+    """Trained networks that are asked about every batch. Their weights stay as they are.
+
+    networks: each gives logits of the student's classes.
+    regions: whether a channel is a region by itself (sigmoid) or one of the classes (softmax).
+    origin: what they are, as plain JSON values: file, its hash, and that of the weights.
+    """
+
+    networks: Sequence[nn.Module]
+    regions: bool
+    origin: Sequence[dict[str, str]]
+
+    def on(self, engine: TrainingEngine) -> Teachers:
+        """The same on an engine's device, ready to be asked."""
+        return Teachers([network.to(engine.device).eval().requires_grad_(False) for network in self.networks], self.regions, self.origin)
+
+    def answers(self, images: Tensor, engine: TrainingEngine) -> Tensor:
+        """The mean of their probabilities: (N, out_channels, I, J, K) float32, for images (N, channels, I, J, K)."""
+        with torch.no_grad(), engine.fabric.autocast():
+            logits = (network(images).float() for network in self.networks)
+            total: Tensor = sum(each.sigmoid() if self.regions else each.softmax(1) for each in logits)
+        return total / len(self.networks)
+
+
+def teachers_from(paths: Sequence[Path], recipe: Recipe, manifest: Manifest, report: Report) -> Teachers:
+    """Reads the models to learn from.
+
+    They see what the student sees, so they need its channels, its labels and its preparation; networks, patches and settings of their
+    training may be others.
+
+    Raises:
+        ModelError: if one is damaged.
+        RecipeError: if the recipe has two stages or one that asks about single structures, or one of the models has another number of
+            channels, other labels or another preparation, or its network cannot take the recipe's patches.
+    """
+    (stage, *more) = recipe.stages
+    if more or stage.prior:
+        raise RecipeError(f"stages: {recipe.name} works in two stages, and a teacher answers for one; train it by the labels alone")
+    models = [read_model(path) for path in paths]
+    networks = [_teacher(model, stage, manifest) for model in models]
+    origin = [
+        {"model": model.path.name, "sha256": sha256(model.path), "weights_sha256": str(model.description["stages"][0]["sha256"])}
+        for model in models
+    ]
+    names = ", ".join(model.path.name for model in models)
+    report(Note(f"taught by {names}: {stage.loss.taught:g} of the cross-entropy's target is what they answer, the rest the labels"))
+    return Teachers(networks, bool(manifest.labels.regions), origin)
+
+
+def warn_of_leaks(paths: Sequence[Path], chosen: Fold, manifest: Manifest, report: Report) -> None:
+    """Warns of teachers that were trained on cases that the student is judged by: its scores would be too good."""
+    judged = {*chosen.validation, *chosen.test}
+    for path in paths:
+        provenance = read_model(path).provenance
+        if provenance.get("dataset", {}).get("name") != manifest.name:
+            continue
+        seen = sorted(judged & set(provenance.get("split", {}).get("train", ())))
+        if seen:
+            report(
+                Warn(
+                    f"{path.name} was trained on {len(seen)} of the {len(judged)} cases that this fold holds out ({seen[0]}, ...): what it "
+                    "learnt of them it teaches, so the fold's scores will be too good"
+                )
+            )
+
+
+def _teacher(model: Model, stage: Stage, manifest: Manifest) -> nn.Module:
+    (theirs, *more) = model.recipe.stages
+    if more or theirs.prior:
+        raise RecipeError(f"{model.path}: works in two stages; a teacher answers for the whole in one")
+    if len(model.channels) != len(manifest.channel_names):
+        raise RecipeError(f"{model.path}: takes {len(model.channels)} channels, {manifest.name} has {len(manifest.channel_names)}")
+    if (model.labels.classes, bool(model.labels.regions)) != (manifest.labels.classes, bool(manifest.labels.regions)):
+        raise RecipeError(f"{model.path}: has other labels than {manifest.name}; a teacher must answer in the same")
+    for key in ("orientation", "spacing_mm", "intensity"):
+        a, b = getattr(theirs.prepare, key), getattr(stage.prepare, key)
+        if a != b:
+            raise RecipeError(f"{model.path}: prepare.{key} is {a} there and {b} here; a teacher must see images as the student does")
+    network = trained_network(model, 0).eval()
+    size = "x".join(map(str, stage.sampling.patch))
+    try:
+        with torch.no_grad():
+            answer = network(torch.zeros(1, len(model.channels), *stage.sampling.patch))
+    except (RuntimeError, ValueError) as error:
+        raise RecipeError(f"{model.path}: its {theirs.network.name} takes no patches of {size} voxels ({error})") from error
+    if tuple(answer.shape[2:]) != tuple(stage.sampling.patch):
+        raise RecipeError(f"{model.path}: its {theirs.network.name} does not answer for every voxel of a patch of {size}")
+    return network
