@@ -90,7 +90,6 @@ def loop_steps(
     stage: Stage, manifest: Manifest, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], precision: str, monai: bool
 ) -> Callable[[int], float]:
     """A plain loop over batches (images, indices)."""
-    engine = TrainingEngine("cpu", precision)
     network = network_of(stage, manifest)
     settings = stage.optimiser
 
@@ -111,6 +110,7 @@ def loop_steps(
         def loss_of(logits: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
             return ours(logits, indices[:, 0])
 
+        engine = TrainingEngine("cpu", precision)
         ready = engine.setup(network, optimiser_of)
         running, optimiser, backward = ready.running, ready.stepping, engine.backward
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from uxnet.devices import choose_device, choose_precision, in_fast_memory
+from uxnet.devices import choose_device, choose_precision, in_fast_memory, keep_freed_memory
 from uxnet.errors import DeviceError
 
 Strategy = Literal["auto", "ddp", "fsdp"]
@@ -83,6 +83,8 @@ class TrainingEngine:
             )
             self.fabric.launch()
         self.rank, self.device = self.fabric.global_rank, self.fabric.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if self.world > 1:
             # Of kernels of one voxel two layouts are the same; DDP tells each process that they have different names.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
