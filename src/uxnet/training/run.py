@@ -135,7 +135,8 @@ def train(
         chosen = everyone or _fold(manifest, inspection, file, protocol, seed, int(fold), report)
         for doubt in same_scans(inspection, {"train": chosen.train, "validation": chosen.validation, "test": chosen.test}):
             report(Warn(f"{manifest.root}: {doubt}"))
-        warn_of_leaks([Path(path) for path in teachers], chosen, manifest, report)
+        if taught:
+            warn_of_leaks(taught, chosen, manifest, report)
         # Until a checkpoint is there, a case that could not be prepared may be mended.
         if any(RunFiles(folder).last.exists() for folder in (out, *(out / f"stage_{n}" for n in range(len(recipe.stages))))):
             refuse_changed_cases(out / "inspection.json", inspection, (*chosen.train, *chosen.validation))

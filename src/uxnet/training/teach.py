@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,18 +24,20 @@ from uxnet.training.engine import TrainingEngine
 class Teachers:
     """Trained networks that are asked about every batch. Their weights stay as they are.
 
+    models: where the networks are from.
     networks: each gives logits of the student's classes.
     regions: whether a channel is a region by itself (sigmoid) or one of the classes (softmax).
     origin: what they are, as plain JSON values: file, its hash, and that of the weights.
     """
 
+    models: Sequence[Model]
     networks: Sequence[nn.Module]
     regions: bool
     origin: Sequence[dict[str, str]]
 
     def on(self, engine: TrainingEngine) -> Teachers:
         """The same on an engine's device, ready to be asked."""
-        return Teachers([network.to(engine.device).eval().requires_grad_(False) for network in self.networks], self.regions, self.origin)
+        return replace(self, networks=[network.to(engine.device).eval().requires_grad_(False) for network in self.networks])
 
     def answers(self, images: Tensor, engine: TrainingEngine) -> Tensor:
         """The mean of their probabilities: (N, out_channels, I, J, K) float32, for images (N, channels, I, J, K)."""
@@ -67,24 +69,20 @@ def teachers_from(paths: Sequence[Path], recipe: Recipe, manifest: Manifest, rep
     ]
     names = ", ".join(model.path.name for model in models)
     report(Note(f"taught by {names}: {stage.loss.taught:g} of the cross-entropy's target is what they answer, the rest the labels"))
-    return Teachers(networks, bool(manifest.labels.regions), origin)
+    return Teachers(models, networks, bool(manifest.labels.regions), origin)
 
 
-def warn_of_leaks(paths: Sequence[Path], chosen: Fold, manifest: Manifest, report: Report) -> None:
+def warn_of_leaks(teachers: Teachers, chosen: Fold, manifest: Manifest, report: Report) -> None:
     """Warns of teachers that were trained on cases that the student is judged by: its scores would be too good."""
     judged = {*chosen.validation, *chosen.test}
-    for path in paths:
-        provenance = read_model(path).provenance
+    for model in teachers.models:
+        provenance = model.provenance
         if provenance.get("dataset", {}).get("name") != manifest.name:
             continue
         seen = sorted(judged & set(provenance.get("split", {}).get("train", ())))
         if seen:
-            report(
-                Warn(
-                    f"{path.name} was trained on {len(seen)} of the {len(judged)} cases that this fold holds out ({seen[0]}, ...): what it "
-                    "learnt of them it teaches, so the fold's scores will be too good"
-                )
-            )
+            which = f"{len(seen)} of the {len(judged)} cases that this fold holds out ({seen[0]}, ...)"
+            report(Warn(f"{model.path.name} was trained on {which}: it teaches what it learnt of them, and the scores will be too good"))
 
 
 def _teacher(model: Model, stage: Stage, manifest: Manifest) -> nn.Module:
