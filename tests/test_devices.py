@@ -31,7 +31,7 @@ def test_a_training_process_keeps_what_a_step_frees():
         done = subprocess.run([sys.executable, "-c", TAKES_AND_FREES, how], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    without = faults("nothing")
+    without = max(faults("nothing") for _ in range(3))
     if without < 2_000:  # of 20,480 pages: larger pages, or some small block above that holds all of it
         pytest.skip("nothing was given back this time")
     assert faults("engine") < without / 10

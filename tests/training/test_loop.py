@@ -337,7 +337,7 @@ def test_a_step_that_does_not_fit_into_memory_says_what_to_do(run, monkeypatch):
     def greedy(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr(loop, "_gradient", greedy)
+    monkeypatch.setattr(loop._Stepping, "_gradient", greedy)
     with pytest.raises(TrainingError, match=r"stopped in step 1: cpu has not the memory for 2 patches of 16x16x16 .*training\.accumulate"):
         run(steps=2)
 
@@ -346,7 +346,7 @@ def test_other_errors_of_a_step_stay_what_they_are(run, monkeypatch):
     def wrong(*_):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(loop, "_gradient", wrong)
+    monkeypatch.setattr(loop._Stepping, "_gradient", wrong)
     with pytest.raises(RuntimeError, match="shapes"):
         run(steps=2)
 
