@@ -69,7 +69,9 @@ def in_fast_memory(network: nn.Module, device: torch.device) -> nn.Module:
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGE, _ALWAYS = 1 << 25, (1 << 31) - 1
+_ALWAYS = (1 << 31) - 1
+GIVEN_BACK = 32 << 20
+"""Bytes of the largest block that a training process keeps; larger ones go back to the system at once (glibc's largest by itself, too)."""
 
 
 def keep_freed_memory(environ: Mapping[str, str] = os.environ) -> bool:
@@ -81,4 +83,4 @@ def keep_freed_memory(environ: Mapping[str, str] = os.environ) -> bool:
     """
     own = any(name.startswith("MALLOC_") for name in environ) or "malloc" in environ.get("GLIBC_TUNABLES", "")
     mallopt = None if own or os.name != "posix" else getattr(ctypes.CDLL(None), "mallopt", None)
-    return bool(mallopt and mallopt(_M_MMAP_THRESHOLD, _LARGE) and mallopt(_M_TRIM_THRESHOLD, _ALWAYS))
+    return bool(mallopt and mallopt(_M_MMAP_THRESHOLD, GIVEN_BACK) and mallopt(_M_TRIM_THRESHOLD, _ALWAYS))

@@ -55,7 +55,7 @@ def hand_over(
     trained: Sequence[Trained],
     engine: TrainingEngine,
     origin: Mapping[str, Any] | None,
-    teachers: Teachers | None = None,
+    teachers: Teachers | None,
 ) -> None:
     """Writes the model of a run whose stages are trained, without the heads that only deep supervision needs.
 

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from uxnet.devices import in_fast_memory
+from uxnet.devices import GIVEN_BACK, in_fast_memory
 from uxnet.labels import Label, Labels
 from uxnet.networks.build import build
 from uxnet.networks.macs import count_macs
@@ -52,7 +52,6 @@ _OURS: Mapping[str, Mapping[str, float]] = {
 }
 # Of blocks that are given back at once there are no holes, so what is not kept is not held: 96^3 at full width, in both precisions.
 _OURS_MAPPED: Mapping[str, float] = {"uxnet": 0.7}
-_MAPPED = 32 << 20  # larger blocks are given back to the system at once (glibc: the largest threshold that it comes to)
 # Of torch's allocator on a GPU: what rounding and splitting cost, and room for cuDNN to work in. Not measured here.
 _GPU_SHARE, _GPU_ROOM = 1.1, 300_000_000
 
@@ -87,12 +86,12 @@ class Ledger:
     def _count(self, size: int, change: int) -> None:
         self.now += change * size
         self.alive[size] += change
-        self.mapped += change * size if size > _MAPPED else 0
+        self.mapped += change * size if size > GIVEN_BACK else 0
 
     @property
     def heap(self) -> int:
         """Bytes of a heap in which blocks are reused for blocks of their own size alone; without the larger blocks beside it."""
-        return sum(size * count for size, count in self.most.items() if size <= _MAPPED)
+        return sum(size * count for size, count in self.most.items() if size <= GIVEN_BACK)
 
 
 def predicted_memory(stage: Stage, channels: int, classes: int, device: str = "cpu", precision: str = "float32") -> int:

@@ -385,9 +385,7 @@ def _every_case(recipe: Recipe, manifest: Manifest, report: Report) -> Fold:
     return Fold(tuple(sorted(case.name for case in manifest.cases)), (), ())
 
 
-def _identity(
-    recipe: Recipe, inspection: Inspection, fold: Fold, origin: Mapping[str, Any] | None, teachers: Teachers | None = None
-) -> str:
+def _identity(recipe: Recipe, inspection: Inspection, fold: Fold, origin: Mapping[str, Any] | None, teachers: Teachers | None) -> str:
     """Hashes of what decides the weights: of the recipe, the labels, the cases on each side, the weights to begin with and those of
     teachers; and, after a "+", of what the cases hold."""
     # Whose weights, and which of them were made to fit how: the model's file may have another name by now.

@@ -24,26 +24,25 @@ from uxnet.training.engine import TrainingEngine
 class Teachers:
     """Trained networks that are asked about every batch. Their weights stay as they are.
 
-    models: where the networks are from.
-    networks: each gives logits of the student's classes.
-    regions: whether a channel is a region by itself (sigmoid) or one of the classes (softmax).
+    models: where the networks are from; all have the student's labels.
+    networks: each gives logits of its classes.
     origin: what they are, as plain JSON values: file, its hash, and that of the weights.
     """
 
     models: Sequence[Model]
     networks: Sequence[nn.Module]
-    regions: bool
     origin: Sequence[dict[str, str]]
 
     def on(self, engine: TrainingEngine) -> Teachers:
         """The same on an engine's device, ready to be asked."""
-        return replace(self, networks=[network.to(engine.device).eval().requires_grad_(False) for network in self.networks])
+        return replace(self, networks=[network.to(engine.device).requires_grad_(False) for network in self.networks])
 
     def answers(self, images: Tensor, engine: TrainingEngine) -> Tensor:
         """The mean of their probabilities: (N, out_channels, I, J, K) float32, for images (N, channels, I, J, K)."""
+        regions = self.models[0].labels.regions  # each channel by itself, where classes exclude each other
         with torch.no_grad(), engine.fabric.autocast():
             logits = (network(images).float() for network in self.networks)
-            total: Tensor = sum(each.sigmoid() if self.regions else each.softmax(1) for each in logits)
+            total: Tensor = sum(each.sigmoid() if regions else each.softmax(1) for each in logits)
         return total / len(self.networks)
 
 
@@ -69,7 +68,7 @@ def teachers_from(paths: Sequence[Path], recipe: Recipe, manifest: Manifest, rep
     ]
     names = ", ".join(model.path.name for model in models)
     report(Note(f"taught by {names}: {stage.loss.taught:g} of the cross-entropy's target is what they answer, the rest the labels"))
-    return Teachers(models, networks, bool(manifest.labels.regions), origin)
+    return Teachers(models, networks, origin)
 
 
 def warn_of_leaks(teachers: Teachers, chosen: Fold, manifest: Manifest, report: Report) -> None:
