@@ -23,7 +23,7 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 import uxnet
-from uxnet.errors import LabelsError, ModelError, RecipeError
+from uxnet.errors import LabelsError, ModelError, RecipeError, shortened
+from uxnet.events import Report, Warn
 from uxnet.io import atomic, json_value, misfit
 from uxnet.labels import Labels, labels_from_dict
 from uxnet.recipe import Recipe, recipe_from_dict, recipe_to_dict
@@ -166,6 +167,24 @@ def read_model(path: Path) -> Model:
     if len(description["stages"]) != len(recipe.stages):
         raise ModelError(f"{path}: its model.json has {len(description['stages'])} stages, and its recipe {len(recipe.stages)}")
     return Model(recipe, labels, tuple(description["channels"]), description["provenance"], description, path)
+
+
+def warn_of_leaks(models: Iterable[Model], held_out: Iterable[str], dataset: str, fingerprint: str, report: Report) -> None:
+    """Warns of models to begin with or to learn from that were trained on cases by which the outcome is judged.
+
+    Args:
+        held_out: the cases by which it is judged.
+        dataset, fingerprint: the name of their dataset and the hash of what it holds. A model that names either was trained on it.
+    """
+    judged = set(held_out)
+    for model in models:
+        theirs = model.provenance.get("dataset", {})
+        if dataset != theirs.get("name") and fingerprint != theirs.get("fingerprint", {}).get("sha256"):
+            continue
+        # Cases that only validated it had no part in its weights.
+        if seen := sorted(judged & set(model.provenance.get("split", {}).get("train", ()))):
+            which = f"{len(seen)} of the {len(judged)} cases that are held out here ({shortened(seen, 3)})"
+            report(Warn(f"{model.path.name} was trained on {which}: what it learnt of them goes on, and the scores will be too good"))
 
 
 def read_weights(model: Model, stage: int = 0) -> dict[str, NDArray[Any]]:

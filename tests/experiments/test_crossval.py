@@ -480,7 +480,7 @@ def test_scratch_and_fine_tuned_stand_in_one_cross_validation(whole, copied, tin
     outcomes = crossval(tiny_dataset, recipe, copied, entries=(*ENTRIES, tuned), report=heard.append)
     assert [o.status for o in outcomes] == ["already", "already", "done"] * 2
     assert {path: path.read_bytes() for path in before} == before
-    found = records(copied)
+    found, folds = records(copied), json.loads((copied / "split.json").read_text())["folds"]
     init = found["tuned-fold0"]["init"]
     assert (init["model"], init["recipe"], init["dataset"]) == ("model.uxnet", "tiny", "Tiny")
     assert str(model) not in json.dumps(found["tuned-fold0"])
@@ -489,8 +489,12 @@ def test_scratch_and_fine_tuned_stand_in_one_cross_validation(whole, copied, tin
     assert found["tuned-fold0"]["curve"][0]["dice"] != found["uxnet-fold0"]["curve"][0]["dice"]
     assert json.loads((copied / "runs/tuned-fold0/transfer.json").read_text())["model"] == "model.uxnet"
     assert "tuned begins with the weights of model.uxnet (recipe tiny, trained on Tiny;" in (copied / "README.md").read_text()
-    # It was trained on cases that are test cases here.
-    assert any(isinstance(e, Warn) and "may be among those that it has seen" in e.message for e in heard)
+    # It was trained on fold 1, so on cases that fold 0 holds out: said before anything is trained, and in that fold's record.
+    (said,) = [e.message for e in heard if isinstance(e, Warn) and "held out here" in e.message and ":" not in e.message.split(" was ")[0]]
+    judged = [name for fold in folds[:2] for name in (*fold["validation"], *fold["test"])]
+    assert said.startswith(f"model.uxnet was trained on {len(set(judged) & set(folds[1]['train']))} of the {len(set(judged))} cases")
+    assert any("held out here" in warning for warning in found["tuned-fold0"]["warnings"])
+    assert not any("held out here" in warning for warning in found["tuned-fold1"]["warnings"])
 
     # Another model, or none, under the same name is another network; nothing is trained.
     for other in (None, whole[0] / "runs/uxnet-fold0/model.uxnet"):

@@ -129,7 +129,7 @@ def test_teachers_that_saw_what_a_fold_holds_out_are_warned_of(go, teachers, tmp
     go("seen", teachers, report=events.append)
     held_out = json.loads((tmp_path / "split.json").read_text())["folds"][0]["validation"]
     (warning,) = [event.message for event in events if isinstance(event, Warn) and "too good" in event.message]
-    assert warning.startswith(f"model.uxnet was trained on {len(held_out)} of the {len(held_out)} cases that this fold holds out")
+    assert warning.startswith(f"model.uxnet was trained on {len(held_out)} of the {len(held_out)} cases that are held out here")
     events.clear()
     fold = tmp_path / "seen" / "model.uxnet"
     go("unseen", (fold,), report=events.append)

@@ -35,13 +35,13 @@ from uxnet.experiments.crossval_plan import (
     publish,
     records_there,
     refuse_another_recipe,
-    warn_of_seen,
     with_beginnings,
 )
 from uxnet.experiments.crossval_summary import write_summary
 from uxnet.experiments.crossval_unit import Unit, begin, do_unit
 from uxnet.inference.settings import usable_cores
 from uxnet.jobs import Cluster, Finished, shard, work
+from uxnet.model import read_model, warn_of_leaks
 from uxnet.recipe import Recipe, load_recipe
 
 __all__ = ["PROTOCOL", "Budget", "Entry", "Outcome", "cross_validate", "default_jobs", "entries_of", "with_beginnings"]
@@ -135,7 +135,9 @@ def cross_validate(
     chosen = chosen_split(out / "split.json", Path(split) if split else None, inspection, recipe, report, protocol)
     begin_with = Path(init_from) if init_from else None
     units = make_units(manifest, inspection, chosen, recipe, out, entries, budget or Budget(), folds, threads, tolerance_mm, begin_with)
-    warn_of_seen(units, report)
+    init = {unit.init for unit in units if unit.init}
+    held_out = {name for unit in units for name in (*chosen.folds[unit.fold].validation, *chosen.folds[unit.fold].test)}
+    warn_of_leaks([read_model(path) for path in sorted(init)], held_out, manifest.name, inspection.fingerprint.sha256, report)
     shared = None if len(recipe.stages) > 1 else Path(cache or out / "cache").absolute()
     units = [replace(unit, cache=shared, keep_labels=keep_labels) for unit in units]
     there = records_there(out / "records", units)

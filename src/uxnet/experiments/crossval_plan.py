@@ -16,7 +16,7 @@ from uxnet.dataset.folds import Split, read_split, split_for, write_split
 from uxnet.dataset.manifest import Manifest, some
 from uxnet.errors import DatasetError, InputError, ModelError, RecipeError, UsageError
 from uxnet.evaluation.scores import COMMON, read_record, record_files
-from uxnet.events import Report, Warn, silent
+from uxnet.events import Report, silent
 from uxnet.experiments.best_fold import model_to_begin_with
 from uxnet.experiments.crossval_unit import Unit, rounded
 from uxnet.io import atomic
@@ -203,18 +203,6 @@ def beginning(path: Path, entry: Entry, recipe: Recipe) -> dict[str, Any]:
         "recipe": model.recipe.name,
         "dataset": str(dict(model.provenance.get("dataset") or {}).get("name", "")),
     }
-
-
-def warn_of_seen(entries: Sequence[Unit], report: Report) -> None:
-    """Warns of models to begin with that were trained on this very dataset: they may have seen a fold's test cases."""
-    for path in dict.fromkeys(unit.init for unit in entries if unit.init):
-        trained_on = dict(read_model(path).provenance.get("dataset") or {})
-        if dict(trained_on.get("fingerprint") or {}).get("sha256") == entries[0].facts["dataset_sha256"]:
-            report(
-                Warn(
-                    f"{path}: it was trained on this dataset, so test cases may be among those that it has seen; its scores may be too good"
-                )
-            )
 
 
 def _with_budget(recipe: Recipe, budget: Budget, threads: int) -> tuple[Recipe, dict[str, Any]]:

@@ -24,6 +24,7 @@ from uxnet.inference.engine_torch import TorchEngine, stage_network
 from uxnet.inference.segment import segment
 from uxnet.io import alone, atomic, read_geometry, read_image, read_json, write_json, write_labels
 from uxnet.labels import Label, Labels
+from uxnet.model import read_model, warn_of_leaks
 from uxnet.recipe import Recipe, Stage, load_recipe, recipe_to_toml, same_recipe
 from uxnet.training.begin import begin_from
 from uxnet.training.board import require_tensorboard
@@ -35,7 +36,7 @@ from uxnet.training.handover import Trained, hand_over
 from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss
 from uxnet.training.showing import Showing
-from uxnet.training.teach import Teachers, teachers_from, warn_of_leaks
+from uxnet.training.teach import Teachers, teachers_from
 from uxnet.training.validate import Validation, validate
 
 
@@ -135,8 +136,8 @@ def train(
         chosen = everyone or _fold(manifest, inspection, file, protocol, seed, int(fold), report)
         for doubt in same_scans(inspection, {"train": chosen.train, "validation": chosen.validation, "test": chosen.test}):
             report(Warn(f"{manifest.root}: {doubt}"))
-        if taught:
-            warn_of_leaks(taught, chosen, manifest, report)
+        others = [*(taught.models if taught else ()), *([read_model(Path(init_from))] if init_from else ())]
+        warn_of_leaks(others, (*chosen.validation, *chosen.test), manifest.name, inspection.fingerprint.sha256, report)
         # Until a checkpoint is there, a case that could not be prepared may be mended.
         if any(RunFiles(folder).last.exists() for folder in (out, *(out / f"stage_{n}" for n in range(len(recipe.stages))))):
             refuse_changed_cases(out / "inspection.json", inspection, (*chosen.train, *chosen.validation))

@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from uxnet.dataset.folds import Fold
 from uxnet.dataset.manifest import Manifest
 from uxnet.errors import RecipeError
-from uxnet.events import Note, Report, Warn
+from uxnet.events import Note, Report
 from uxnet.inference.engine_torch import trained_network
 from uxnet.io import sha256
 from uxnet.model import Model, read_model
@@ -69,19 +68,6 @@ def teachers_from(paths: Sequence[Path], recipe: Recipe, manifest: Manifest, rep
     names = ", ".join(model.path.name for model in models)
     report(Note(f"taught by {names}: {stage.loss.taught:g} of the cross-entropy's target is what they answer, the rest the labels"))
     return Teachers(models, networks, origin)
-
-
-def warn_of_leaks(teachers: Teachers, chosen: Fold, manifest: Manifest, report: Report) -> None:
-    """Warns of teachers that were trained on cases that the student is judged by: its scores would be too good."""
-    judged = {*chosen.validation, *chosen.test}
-    for model in teachers.models:
-        provenance = model.provenance
-        if provenance.get("dataset", {}).get("name") != manifest.name:
-            continue
-        seen = sorted(judged & set(provenance.get("split", {}).get("train", ())))
-        if seen:
-            which = f"{len(seen)} of the {len(judged)} cases that this fold holds out ({seen[0]}, ...)"
-            report(Warn(f"{model.path.name} was trained on {which}: it teaches what it learnt of them, and the scores will be too good"))
 
 
 def _teacher(model: Model, stage: Stage, manifest: Manifest) -> nn.Module:
