@@ -419,9 +419,9 @@ def test_entries_from_words():
     assert plain == Entry("unet", "unet", {"size": "narrow"})
     assert other == Entry("uxnet-k9", "uxnet", {"size": "paper", "kernel": [9, 9, 7], "block": "paper", "layer_scale": 0.5})
     assert entries_of([], ["mine=recipe", "wide=recipe:hidden=16"]) == (Entry("mine", "recipe"), Entry("wide", "recipe", {"hidden": 16}))
-    for wrong in (["x"], ["x="], ["x=uxnet:kernel"], ["a/b=uxnet"], ["=uxnet"], ["unet=uxnet"]):
+    for wrong in ("x", "x=", "x=uxnet:kernel", "a/b=uxnet", "=uxnet", "unet=uxnet", "x=uxnet:kernels=3", "x=uxnet:size=large"):
         with pytest.raises(UsageError):
-            entries_of(["unet"], wrong)
+            entries_of(["unet"], [wrong])
 
 
 @pytest.mark.parametrize("entry", [Entry("a", "nonet"), Entry("a", "uxnet", {"kernels": 3}), Entry("a", "uxnet", {"block": "own"})])

@@ -70,7 +70,7 @@ def run(
     from uxnet.errors import InputError, UsageError
     from uxnet.inference.memory import parse_size
     from uxnet.io import atomic
-    from uxnet.networks.build import check_name
+    from uxnet.networks.build import check_asked
 
     if output.suffix != ".toml" or output.is_dir():
         raise UsageError(f"{output}: name a file to write that ends in .toml, for example {output.with_suffix('.toml')}")
@@ -78,7 +78,7 @@ def run(
         raise InputError(f"{output}: is there already; write over it with --overwrite, or name another file")
     if not all(0 < number < math.inf for number in (*(spacing or ()), *(n for n in (steps, hours) if n is not None))):
         raise UsageError("--steps, --hours, --spacing: must be above 0, and finite")
-    check_name(network)
+    check_asked(network)
     limit = parse_size(memory) if memory else None
     manifest = read_dataset(dataset, group_by=group_by)
     console = Terminal(stderr=True)

@@ -65,9 +65,9 @@ def entries_of(networks: Sequence[str], variants: Sequence[str] = (), size: str 
         size: "paper" or "narrow", of all others that do not set it.
 
     Raises:
-        UsageError: if one cannot be read or there is no such network, or two have the same name.
+        UsageError: if one cannot be read, there is no such network or setting, or two have the same name.
     """
-    from uxnet.networks.build import check_name  # its room imports torch
+    from uxnet.networks.build import check_asked  # its room imports torch
 
     entries = [Entry(name, name, {"size": size}) for name in networks]
     for variant in variants:
@@ -81,7 +81,7 @@ def entries_of(networks: Sequence[str], variants: Sequence[str] = (), size: str 
     names = [entry.name for entry in entries]
     for entry in entries:
         if entry.network != OWN:
-            check_name(entry.network)
+            check_asked(entry.network, entry.settings)
     for n, name in enumerate(names):
         if not _NAME.fullmatch(name):
             raise UsageError(f"{name!r} is no name for a network here: letters, digits, '.', '_' and '-' (it becomes part of file names)")

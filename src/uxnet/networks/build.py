@@ -145,10 +145,8 @@ def build(name: str, in_channels: int, out_channels: int, patch: PerAxis = 96, s
     """
     network = architecture(name).network
     chosen = with_size(name, settings or {})
-    known = [p for p in inspect.signature(network).parameters if p not in ("in_channels", "out_channels", "patch")]
-    unknown = sorted(set(chosen) - set(known))
-    if unknown:
-        raise RecipeError(f"network.settings.{unknown[0]}: {name} has no such setting; it has size, {', '.join(known)}")
+    if unknown := _no_setting(name, network, chosen):
+        raise RecipeError(f"network.settings.{unknown}")
     try:
         sides = triple(tuple(patch) if not isinstance(patch, int) else patch, "patch")
         tied = {"patch": sides} if "patch" in inspect.signature(network).parameters else {}
@@ -157,14 +155,20 @@ def build(name: str, in_channels: int, out_channels: int, patch: PerAxis = 96, s
         raise RecipeError(f"network.settings: {error}") from error
 
 
-def check_name(name: str) -> None:
-    """Refuses a network that somebody asked for by name.
+def check_asked(name: str, settings: Mapping[str, Any] | None = None) -> None:
+    """Refuses a network that somebody asked for in words.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if there is no network of that name, or it has no such size or setting.
     """
     if name not in NETWORKS:
         raise UsageError(_no_such(name))
+    try:
+        chosen = with_size(name, settings or {})
+    except RecipeError as error:
+        raise UsageError(str(error)) from error
+    if unknown := _no_setting(name, architecture(name).network, chosen):
+        raise UsageError(unknown)
 
 
 def architecture(name: str) -> Architecture:
@@ -197,6 +201,13 @@ def with_size(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         if given.get(other, value) != value:
             del narrow[setting]
     return {**narrow, **given}
+
+
+def _no_setting(name: str, network: Callable[..., nn.Module], settings: Mapping[str, Any]) -> str:
+    """The first setting that the network does not have, in words; empty where it has them all."""
+    known = [p for p in inspect.signature(network).parameters if p not in ("in_channels", "out_channels", "patch")]
+    unknown = sorted(set(settings) - set(known))
+    return f"{unknown[0]}: {name} has no such setting; it has size, {', '.join(known)}" if unknown else ""
 
 
 def _no_such(name: str) -> str:

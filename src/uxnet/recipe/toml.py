@@ -95,9 +95,9 @@ def with_network(recipe: Recipe, name: str) -> Recipe:
     Raises:
         UsageError: if there is no such network.
     """
-    from uxnet.networks.build import check_name  # its room imports torch
+    from uxnet.networks.build import check_asked  # its room imports torch
 
-    check_name(name)
+    check_asked(name)
     return replace(recipe, stages=tuple(replace(stage, network=Network(name)) for stage in recipe.stages))
 
 
