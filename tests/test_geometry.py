@@ -155,3 +155,9 @@ def test_grids_are_the_same_to_a_hundredth_of_a_millimetre_at_their_corners():
     assert not geometry.same_grid(Geometry((100, 100, 100), changed(a03=0.02)))
     assert not geometry.same_grid(Geometry((100, 100, 100), changed(a00=1.001)))  # 0.1 mm at the far corner
     assert not geometry.same_grid(Geometry((100, 100, 99), np.eye(4)))
+    # Of a microscope's voxels, hundredths of a millimetre are several.
+    small = np.diag([0.004, 0.004, 0.004, 1])
+    for shift, same in ((0.008, False), (0.0003, True)):
+        shifted = small.copy()
+        shifted[0, 3] = shift
+        assert Geometry((10, 10, 10), small).same_grid(Geometry((10, 10, 10), shifted)) is same

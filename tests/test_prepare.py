@@ -351,6 +351,16 @@ def test_zeros_may_be_left_out_of_the_count():
     assert channel([0, 0], scale="zscore", nonzero=True).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_mask_and_what_shows_in_few_voxels_do_not_vanish(dtype):
+    mask, few = np.array([0, 0, 0, 1], dtype), np.array([0] * 999 + [7], dtype)
+    for x in (mask, few):
+        assert channel(x, scale="percentile", low=1, high=99, nonzero=True)[[0, -1]].tolist() == [0, 1]
+        for nonzero in (False, True):
+            made = channel(x, scale="zscore", nonzero=nonzero)
+            np.testing.assert_allclose(made, (x - x.mean()) / x.std(), atol=1e-5)
+
+
 @pytest.mark.parametrize("scale", ["zscore", "percentile"])
 @pytest.mark.parametrize("value", [0.0, 0.1, -7.3, 1e6, 1e-20])
 def test_a_constant_channel_becomes_zero(scale, value):

@@ -84,11 +84,11 @@ class Geometry:
         return ijk
 
     def same_grid(self, other: Geometry, tolerance_mm: float = 1e-2) -> bool:
-        """Whether both have the same shape and every corner lies within `tolerance_mm` of the other's."""
+        """Whether both have the same shape and every corner lies within `tolerance_mm`, or a tenth of a small voxel, of the other's."""
         if self.shape != other.shape:
             return False
         corners = np.array(np.meshgrid(*((0, n - 1) for n in self.shape), indexing="ij")).reshape(3, -1).T
-        return float(np.abs(self.to_mm(corners) - other.to_mm(corners)).max()) <= tolerance_mm
+        return float(np.abs(self.to_mm(corners) - other.to_mm(corners)).max()) <= min(tolerance_mm, 0.1 * min(self.spacing_mm))
 
 
 @dataclass(frozen=True)

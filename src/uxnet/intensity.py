@@ -6,6 +6,7 @@ What decides (percentiles, mean, deviation) is taken of the whole channel first;
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ def normalise(image: NDArray[Any], intensity: Sequence[Intensity], name: str = "
         name: of the scan, for the message.
 
     Returns:
-        (C, I, J, K) float32; a constant channel becomes 0.
+        (C, I, J, K) float32; a constant channel becomes 0. Where both percentiles are the same value (a mask, a channel that shows
+        something in very few voxels), those of the whole channel count: its least and largest.
 
     Raises:
         VolumeError: if there are neither one nor C entries.
@@ -63,6 +65,10 @@ def normaliser(channel: NDArray[Any], intensity: Intensity) -> Callable[[NDArray
     if not len(values):
         return lambda part: np.zeros(part.shape, dtype=np.float32)
     low, high = (_percentile(values, counts, share) for share in (intensity.low, intensity.high))
+    if low >= high:
+        # A mask, or a channel that shows something in very few voxels: between these percentiles it is empty, and would become 0.
+        values, counts = _counted(channel, replace(intensity, nonzero=False))
+        low, high = float(values.min()), float(values.max())
     if intensity.scale == "percentile":
         return lambda part: _ranged(clipped(part), low, high)
     np.clip(values, low, high, out=values)

@@ -213,7 +213,7 @@ def labels_from_dict(data: Mapping[str, Any]) -> Labels:
             pairs=tuple((str(a), str(b)) for a, b in data["pairs"]),
             ignore=None if data["ignore"] is None else int(data["ignore"]),
             colours=tuple((str(n), (int(r), int(g), int(b))) for n, (r, g, b) in data["colours"].items()),
-            pairs_said=True,
+            pairs_said="model" not in data,  # those beside predictions were read from names
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise LabelsError(f"the labels are not described as expected: {error!r}") from error

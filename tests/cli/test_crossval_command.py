@@ -123,7 +123,9 @@ def test_what_cannot_be_compared(tmp_path, capsys):
         ([one, f"b={one}", "--by", "person"], 1, "no record says whose case"),
         ([one, f"b={one}", "--alpha", "2"], 2, "level of significance"),
         ([one, f"b={one}", "-o", tmp_path], 2, f"{tmp_path}: is a folder"),
-        ([one, f"b={one}", "-o", tmp_path / "c", "--csv", tmp_path / "x" / ".." / "c"], 2, "two outputs would be written to this file"),
+        ([one, f"b={one}", "-o", one], 2, "is named .md"),
+        ([one, f"b={one}", "--csv", tmp_path / "c"], 2, "is named .csv"),
+        ([one, f"b={one}", "--boxes", tmp_path / "c.gif"], 2, "is named .png or .svg"),
     ):
         assert run("compare", *given) == code
         assert words in capsys.readouterr().err

@@ -46,6 +46,11 @@ def test_what_is_no_dataset(tmp_path):
         run(tmp_path)
     with pytest.raises(InputError, match="is a folder"):
         run(decathlon(tmp_path, ["a"]), "-o", tmp_path)
+    for name in ("dataset.json", "labelsTr/a.nii.gz"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(InputError, match=r"describes a folder|named \.json"):
+            run(tmp_path, "-o", tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
 
 
 def test_help_speaks_of_every_option(capsys):

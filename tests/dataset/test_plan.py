@@ -90,6 +90,15 @@ def test_ct_is_clipped_at_the_foreground_and_mri_case_by_case(tmp_path):
         assert rules.is_ct(made(tmp_path / name.replace(" ", "_"), [(1, 1, 1)], modality={"0": name}), 0) == says
 
 
+def test_a_channel_of_two_values_stays_what_it_is(tmp_path):
+    image, label_map = balls((24, 22, 20), (1, 2))
+    both = np.stack([image, 255 * (label_map > 0)], axis=-1).astype(image.dtype)
+    found = facts(dataset(tmp_path, {"a": (both, label_map, np.eye(4))}, modality={"0": "MRI", "1": "mask"}))
+    choice = rules.intensity(found)
+    assert choice.value[1] == {"clip": [0.0, 255.0], "scale": "range"}
+    assert "mask: A mask: it is 0 or 255 everywhere" in choice.reason
+
+
 def test_a_mask_of_zeros_is_left_out_and_cropped(tmp_path):
     image, label_map = balls((40, 30, 30), (1, 2))
     image[:, :, 18:] = image[:, 20:] = 0

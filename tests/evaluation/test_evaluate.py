@@ -319,8 +319,24 @@ def test_command_line_parses(folders, tmp_path):
 def test_command_line_refuses_outputs_before_it_works(folders, tmp_path):
     with pytest.raises(InputError, match="folder"):
         evaluate(*folders, output=tmp_path)
-    with pytest.raises(InputError, match="JSON"):
-        evaluate(*folders, output=tmp_path / "metrics.csv")
+    labels, others = tmp_path / "classes.json", tmp_path / "cases.csv"
+    labels.write_text("{}")
+    others.write_text("case,age\n")
+    for output, more, says in (
+        ("metrics.csv", {}, "named .json"),
+        ("a.nii.gz", {}, "named .json"),
+        ("run.v1", {}, "name it run.v1.json"),
+        ("dataset.json", {}, "describes a folder"),
+        ("classes.json", {"labels": labels}, "it is read"),
+        ("cases.json", {}, "cases.csv: is another file"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            evaluate(*folders, output=tmp_path / output, **more)
+    assert (labels.read_text(), others.read_text()) == ("{}", "case,age\n")
+    # Its own table is replaced with its own file.
+    for _ in range(2):
+        assert evaluate(*folders, output=tmp_path / "metrics.json") == 0
+    assert evaluate(*folders, output=tmp_path / "cases.json", csv=tmp_path / "rows.csv") == 0
 
 
 # -- real data -------------------------------------------------------------------------------------------------------------

@@ -157,6 +157,19 @@ def test_the_image_border_is_a_surface_and_the_crop_does_not_show():
     assert (at_border.dice, at_border.hd95_mm, at_border.nsd) == (inside.dice, inside.hd95_mm, inside.nsd)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_one_slice_is_measured_in_its_plane_as_many_alike_are(axis):
+    rng = np.random.default_rng(2)
+    pair = [np.expand_dims(blobs(rng, (40, 36, 9))[..., 4], axis).astype(np.uint8) for _ in range(2)]
+    result = one(*pair)
+    contours = [x.astype(bool).squeeze() ^ ndimage.binary_erosion(x.squeeze()) for x in pair]
+    far = [ndimage.distance_transform_edt(~there)[here] for here, there in (contours, contours[::-1])]
+    assert result.hd95_mm == pytest.approx(max(np.percentile(d, 95) for d in far))
+    assert result.nsd == pytest.approx(sum(int((d <= 1).sum()) for d in far) / sum(map(len, far)))
+    (voxel,) = (one(x, x) for x in [np.ones((1, 1, 1), np.uint8)])
+    assert (voxel.dice, voxel.hd95_mm, voxel.nsd) == (1, 0, 1)
+
+
 def test_distances_match_a_distance_transform():
     rng = np.random.default_rng(3)
     a, b = blobs(rng, (20, 18, 16)), blobs(rng, (20, 18, 16))

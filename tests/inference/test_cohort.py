@@ -9,7 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from uxnet.errors import Cancelled, DeviceError, InputError, ModelError, RecipeError, VolumeError
+from uxnet.dataset.manifest import read_dataset
+from uxnet.errors import Cancelled, DatasetError, DeviceError, InputError, ModelError, RecipeError, VolumeError
 from uxnet.events import Kept, Note, Progress, Warn
 from uxnet.inference.cohort import Scan, _crew, find_scans, predict
 from uxnet.inference.ledger import making
@@ -296,6 +297,38 @@ def test_a_folder_keeps_what_earlier_calls_did_and_never_mixes_models(tmp_path, 
     with pytest.raises(InputError, match=r"labels\.json.*another model"):
         predict(two_channels, [Scan("c", (scan(tmp_path / "c.nii.gz"),))], out)
     assert (out / "labels.json").read_bytes() == before
+
+
+def test_predictions_do_not_go_into_a_dataset_nor_say_what_its_labels_are(tmp_path, segmenter):
+    data, file = tmp_path / "data", scan(tmp_path / "data" / "imagesTr" / "a.nii.gz")
+    with pytest.raises(InputError, match=r"data: is the folder of a dataset"):
+        predict(segmenter, [Scan("a", (file,))], data)
+    assert [path.name for path in data.iterdir()] == ["imagesTr"]
+    # What a prediction wrote and somebody put there is not taken for the dataset's own.
+    predict(segmenter, [Scan("a", (file,))], tmp_path / "out")
+    training = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
+    described = {"name": "D", "modality": {"0": "CT"}, "labels": {"0": "background", "1": "left kidney"}, "training": training}
+    (data / "dataset.json").write_text(json.dumps(described))
+    (data / "labels.json").write_bytes((tmp_path / "out" / "labels.json").read_bytes())
+    with pytest.raises(DatasetError, match=r"labels\.json: was written by a prediction"):
+        read_dataset(data)
+    # Its pairs were read from names: nobody said them.
+    said = json.loads((data / "labels.json").read_text())
+    assert not labels_from_dict(said).pairs_said
+    assert labels_from_dict({key: value for key, value in said.items() if key not in ("model", "model_name", "models")}).pairs_said
+
+
+@pytest.mark.parametrize("value", [0, -1000])
+def test_a_scan_that_shows_nothing_is_refused(tmp_path, segmenter, two_channels, value):
+    blank, seen = tmp_path / "blank.nii.gz", scan(tmp_path / "seen.nii.gz")
+    nib.save(nib.Nifti1Image(np.full((17, 12, 20), value, np.int16), OBLIQUE), blank)
+    blank_one, other = predict(segmenter, [Scan("blank", (blank,)), Scan("seen", (seen,))], tmp_path / "out")
+    assert (blank_one.status, other.status) == ("failed", "done")
+    assert f"every voxel is {value}" in blank_one.error
+    heard = []
+    (outcome,) = predict(two_channels, [Scan("half", (seen, blank))], tmp_path / "two", report=heard.append)
+    assert outcome.status == "done"
+    assert any(isinstance(event, Warn) and "is constant; is it missing?" in event.message for event in heard)
 
 
 def renamed(segmenter, tmp_path):

@@ -38,6 +38,7 @@ def head(orientation="RAS", spacing=(3.0, 2.5, 4.0), *, sides=("left", "right"),
     ras = Geometry(shape, affine)
     points = ras.to_mm(np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1))
     voxels = np.zeros(shape, np.float32)
+    voxels[0, 0, 0] = 1  # or one without structures would be a blank scan
     for side, sign in (("left", -1.0), ("right", 1.0)):
         if side in sides:
             # Seen from the midline outwards, in the frame of this side.

@@ -65,7 +65,7 @@ def run(
 
     if not runs:
         raise UsageError("no runs: name what is to be compared, folders of cross-validations, records or files of uxnet evaluate")
-    refuse_outputs(output, csv, boxes, example="comparison.md")
+    refuse_outputs((output, ".md"), (csv, ".csv"), (boxes, ".png or .svg"))
     scores = read_scores(runs)
     if len(scores) < 2:
         raise InputError(f"{scores[0].name}: comparing needs two networks or more")

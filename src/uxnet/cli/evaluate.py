@@ -56,12 +56,13 @@ def run(
     from uxnet.cli.outputs import refuse_outputs
     from uxnet.cli.render import Terminal, reporting
     from uxnet.errors import UsageError
-    from uxnet.evaluation import evaluate_files, write_evaluation, write_evaluation_csv
+    from uxnet.evaluation import evaluate_files, is_another_file, write_evaluation, write_evaluation_csv
 
-    csv = csv or (output.with_suffix(".csv") if output else None)
-    if output and output == csv:
-        raise UsageError(f"{output}: the results are JSON, name them .json; the CSV file goes beside them")
-    refuse_outputs(output, csv, example="metrics.json")
+    beside = output.with_suffix(".csv") if output and not csv else None
+    csv = csv or beside
+    refuse_outputs((output, ".json"), (csv, ".csv"), inputs=(labels,))
+    if beside and is_another_file(beside):
+        raise UsageError(f"{beside}: is another file, and a table of the results goes there; name {output} otherwise, or give --csv")
 
     with reporting(Terminal(stderr=True), lines=False) as report:
         evaluation = evaluate_files(predicted, reference, labels=labels, tolerance_mm=tolerance_mm, empty=empty, report=report)

@@ -54,7 +54,7 @@ def run(
     from uxnet.dataset.manifest import read_dataset
     from uxnet.io import write_json
 
-    refuse_outputs(output, example="inspection.json")
+    refuse_outputs((output, ".json"))
     manifest = read_dataset(dataset, group_by=group_by)
     with reporting(Terminal(stderr=True), lines=False) as report:
         inspection = check_dataset(manifest, workers=workers, report=report)

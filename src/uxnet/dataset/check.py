@@ -210,7 +210,7 @@ def relative(path: Path, root: Path) -> str:
 def _check_image(image: Volume, path: Path, channels: int, note: Callable[..., None]) -> None:
     if image.channels != channels:
         note(path, f"the image has {_plural(image.channels, 'channel')}, the dataset has {channels}; add or remove channels")
-    flat = [c for c in range(image.channels) if float(image.array[c].min()) == float(image.array[c].max())]
+    flat = image.constant_channels()
     if len(flat) == image.channels:
         note(path, f"every voxel of the image is {image.array.flat[0]:g}, so it shows nothing; export it again")
     elif flat:

@@ -259,7 +259,10 @@ def _labels(root: Path, data: Mapping[str, Any], cases: tuple[Case, ...], challe
     where = own if own.is_file() else root / "dataset.json"
     try:
         if own.is_file():
-            return labels_from_json(read_json(own, DatasetError))
+            said = read_json(own, DatasetError)
+            if "model" in said and "labels" in data:
+                raise DatasetError(f"{own}: was written by a prediction, and {root / 'dataset.json'} says what the labels are; remove one")
+            return labels_from_json(said)
         if challenge is not None and challenge.labels is not None:
             return challenge.labels
         if data:

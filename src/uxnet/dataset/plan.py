@@ -92,12 +92,14 @@ class Look:
     """What a plan needs of a case beside its fingerprint.
 
     zeros: share of voxels that are exactly 0, a channel.
+    two: the two values of a channel that has no others (a mask); None for any other channel.
     above_zero, above_air: the box of voxels above 0 and above `AIR_HU`, as shares of the sides; None where labels lie outside.
     symmetry: Dice of the label map and its left-right mirror image (sides of pairs exchanged), 0..1; None without foreground.
     foreground: of each channel, intensities of labelled voxels, at most 5,000, float32.
     """
 
     zeros: tuple[float, ...]
+    two: tuple[tuple[float, float] | None, ...]
     above_zero: Three | None
     above_air: Three | None
     symmetry: float | None
@@ -153,11 +155,17 @@ def look_at(case: Case, labels: Labels) -> Look:
     places = places[np.linspace(0, len(places) - 1, min(_SAMPLED, len(places))).astype(np.int64)]
     return Look(
         zeros=tuple(float(np.mean(channel == 0)) for channel in channels),
+        two=tuple(_two_values(channel) for channel in channels),
         above_zero=_box(np.any([channel > 0 for channel in channels], axis=0), inside),
         above_air=_box(np.any([channel > AIR_HU for channel in channels], axis=0), inside),
         symmetry=_symmetry(np.where(inside, indices, 0), labels),
         foreground=tuple(channel.reshape(-1)[places].astype(np.float32) for channel in channels),
     )
+
+
+def _two_values(channel: NDArray[np.float32]) -> tuple[float, float] | None:
+    low, high = float(channel.min()), float(channel.max())
+    return (low, high) if low < high and bool(((channel == low) | (channel == high)).all()) else None
 
 
 def _box(kept: NDArray[np.bool_], labelled: NDArray[np.bool_]) -> Three | None:
@@ -241,6 +249,9 @@ def _of_channel(facts: Facts, channel: int) -> tuple[dict[str, Any], str]:
                 f"of {plural(len(facts.looks), 'case')}, {low:g} and {high:g} HU (nnU-Net's rule for CT), become 0 and 1."
             )
             return {"clip": [low, high], "scale": "range"}, reason
+    pairs = {look.two[channel] for look in facts.looks}
+    if len(pairs) == 1 and (pair := pairs.pop()):
+        return {"clip": list(pair), "scale": "range"}, f"A mask: it is {pair[0]:g} or {pair[1]:g} everywhere, which become 0 and 1."
     medians = facts.fingerprint.intensities(channel)["median"]
     tops = facts.fingerprint.intensities(channel)["p99_5"]
     zeros = float(np.median([look.zeros[channel] for look in facts.looks]))

@@ -7,6 +7,7 @@ from uxnet.evaluation.evaluate import (
     Summary,
     evaluate_files,
     evaluate_pairs,
+    is_another_file,
     write_evaluation,
     write_evaluation_csv,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "evaluate_pairs",
     "find_labels_file",
     "find_pairs",
+    "is_another_file",
     "labels_from_values",
     "missing_scores",
     "read_labels_file",

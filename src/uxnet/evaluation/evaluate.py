@@ -16,6 +16,8 @@ from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.io import atomic, read_labels, read_labels_file, write_json
 from uxnet.labels import Labels
 
+_COLUMNS = ("case", "class", *METRICS, "predicted_ml", "reference_ml", "outcome")
+
 
 @dataclass(frozen=True)
 class CaseMetrics:
@@ -202,6 +204,15 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
+def is_another_file(path: Path) -> bool:
+    """Whether a file is there that `write_evaluation_csv` did not write."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.readline(200).strip() != ",".join(_COLUMNS)
+    except OSError:
+        return path.exists()
+
+
 def write_evaluation_csv(path: Path, evaluation: Evaluation) -> None:
     """One row a case and class; a cell is empty where nothing counts. A failed case has one row, so that it is not overlooked.
 
@@ -211,7 +222,7 @@ def write_evaluation_csv(path: Path, evaluation: Evaluation) -> None:
     try:
         with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(("case", "class", *METRICS, "predicted_ml", "reference_ml", "outcome"))
+            writer.writerow(_COLUMNS)
             for case in evaluation.cases:
                 for c in case.classes:
                     numbers = (c.dice, c.hd95_mm, c.nsd, c.predicted_ml, c.reference_ml)

@@ -135,10 +135,18 @@ def missing_scores(outcome: Outcome, diagonal_mm: float, empty: Empty = "skip") 
 def surface_distances(a: Mask, b: Mask, geometry: Geometry) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """From each surface voxel of `a` to the nearest of `b`, and back, in mm; of whole images or crops (I, J, K), not empty.
 
-    Voxel centres are placed by the affine, so that sheared grids are measured rightly, too.
+    Voxel centres are placed by the affine, so that sheared grids are measured rightly, too. In an image of one slice the surface is the
+    contour in its plane: beyond the only slice is nothing, or every voxel would lie on the surface.
+
+    Args:
+        geometry: of the whole image.
     """
     to_mm = geometry.affine_ras[:3, :3].T
-    points_a, points_b = (np.argwhere(mask ^ ndimage.binary_erosion(mask)) @ to_mm for mask in (a, b))
+    neighbours = ndimage.generate_binary_structure(3, 1)
+    for axis in range(3):
+        if geometry.shape[axis] == 1 < max(geometry.shape):
+            neighbours &= np.moveaxis(np.array([False, True, False])[:, None, None], 0, axis)
+    points_a, points_b = (np.argwhere(mask ^ ndimage.binary_erosion(mask, neighbours)) @ to_mm for mask in (a, b))
     # Trees, not distance transforms: surfaces are small beside the box that one stray voxel can blow up.
     there, _ = KDTree(points_b, leafsize=32).query(points_a)
     back, _ = KDTree(points_a, leafsize=32).query(points_b)

@@ -72,8 +72,8 @@ def predict(
         One outcome a scan (of the part), in their order.
 
     Raises:
-        InputError: if an output would overwrite an input, or a file that nothing explains, or `out` holds label maps of another model;
-            also with `overwrite`, if their values mean something else and the call does not replace all of them.
+        InputError: if an output would overwrite an input, or a file that nothing explains, or `out` is a dataset, or holds label maps
+            of another model; also with `overwrite`, if their values mean something else and the call does not replace all of them.
         ModelError, DeviceError: if the models cannot be loaded, or do not belong together.
         RecipeError: if the settings ask for what the recipe does not say.
         UsageError: if a GPU of a cluster is asked for by its number.
@@ -240,6 +240,8 @@ def _refuse(
         units: those of this one. Only of them it is known that nobody is writing their outputs.
         known: the folder's records.
     """
+    if (out / "dataset.json").exists() or any((out / part).is_dir() for part in ("imagesTr", "labelsTr")):
+        raise InputError(f"{out}: is the folder of a dataset, whose labels labels.json would be taken for; choose another folder")
     inputs = {file.resolve() for unit in call for file in unit.scan.files}
     written: dict[Path, str] = {}
     for unit in call:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from uxnet.errors import ModelError
-from uxnet.events import Report, Spent, silent
+from uxnet.errors import ModelError, VolumeError
+from uxnet.events import Report, Spent, Warn, silent
 from uxnet.inference.average import Averaged, check_mirror, check_same
 from uxnet.inference.engine import load_engines
 from uxnet.inference.memory import expect_room, planner
@@ -48,7 +48,7 @@ class Segmenter:
             scan: a file, one file a channel in the model's order, or a Volume.
 
         Raises:
-            VolumeError: if a file cannot be used.
+            VolumeError: if a file cannot be used, or all channels are constant.
             ModelError: if the scan has another number of channels than the model was trained on.
             MemoryLimitError: if the scan alone would take more memory than it may.
         """
@@ -62,6 +62,12 @@ class Segmenter:
                 f"{volume.name}: it has {volume.channels} channels, the model takes {len(self.model.channels)} "
                 f"({', '.join(self.model.channels)})"
             )
+        constant = volume.constant_channels()
+        if len(constant) == volume.channels:
+            raise VolumeError(f"{volume.name}: every voxel is {volume.array.flat[0]:g}, so it shows nothing; export it again")
+        if constant:
+            named = " and ".join(self.model.channels[c] for c in constant)
+            report(Warn(f"{volume.name}: {named} is constant; is it missing? What is found without it is not to be trusted"))
         return make_ready(volume, self.stages[0], self.settings.cores, report)
 
     def segment(
