@@ -1,4 +1,7 @@
+import hashlib
+import json
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -260,3 +263,18 @@ def test_a_file_with_the_name_of_a_recipe_in_the_box_is_not_taken_for_it(tmp_pat
     (tmp_path / "hippocampus").unlink()
     (tmp_path / "hippocampus").mkdir()
     assert load_recipe("hippocampus").name == "hippocampus"
+
+
+def test_runs_and_records_know_their_recipe_by_a_hash_that_later_keys_do_not_change():
+    """What was begun before there was a key goes on: records name the recipe of their folder by the hash of its text."""
+    results = Path(__file__).parent.parent / "results"
+    found = 0
+    for record in results.rglob("records/*.json"):
+        recipe = next(folder / "recipe.toml" for folder in record.parents if (folder / "recipe.toml").exists())
+        text = recipe_to_toml(load_recipe(recipe))
+        assert hashlib.sha256(text.encode()).hexdigest() == json.loads(record.read_text())["recipe_sha256"], record
+        found += 1
+    assert found > 40
+    stage = {"network": {"name": "uxnet"}, "loss": {"taught": 0.25}}
+    assert "taught = 0.25" in recipe_to_toml(recipe_from_dict({"name": "x", "stages": [stage]}))
+    assert recipe_from_dict({"name": "x", "stages": [{"network": {"name": "uxnet"}}]}).stages[0].loss.taught == 0.5

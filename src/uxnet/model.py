@@ -56,11 +56,12 @@ _PROVENANCE = {
     "stages?": [_STAGE],
     "versions?": {str: object},
     "precision?": str,
-    "dataset?": {"name?": str, "licence?": (None, str), "fingerprint?": {str: object}},
+    "dataset?": {"name?": str, "licence?": (None, str), "fingerprint?": {"sha256?": str}},
     "split?": {"train?": [str], "validation?": [str], "test?": [str], "fold?": (int, str)},
     "converted?": {"file": str, "sha256": str, "preparation": str},
     "init_from?": {"model": str, "sha256": str, "summary": str},
     "teachers?": [{"model": str, "sha256": str}],
+    "seen?": [{"dataset": (None, str), "fingerprint": (None, str), "cases": [str]}],
 }
 _DESCRIPTION = {
     "uxnet": str,
@@ -169,20 +170,36 @@ def read_model(path: Path) -> Model:
     return Model(recipe, labels, tuple(description["channels"]), description["provenance"], description, path)
 
 
+def seen_by(models: Iterable[Model]) -> list[dict[str, Any]]:
+    """The cases whose labels had a part in models' weights, their own and those of what they began with or learnt from, by dataset.
+
+    Cases that only validated have none. Each dataset has its name, the fingerprint of what it holds, and the names of the cases.
+    """
+    found: dict[tuple[str | None, str | None], set[str]] = {}
+    for model in models:
+        dataset, split = model.provenance.get("dataset", {}), model.provenance.get("split", {})
+        own = {"dataset": dataset.get("name"), "fingerprint": dataset.get("fingerprint", {}).get("sha256"), "cases": split.get("train", ())}
+        for part in (own, *model.provenance.get("seen", ())):
+            found.setdefault((part["dataset"], part["fingerprint"]), set()).update(part["cases"])
+    return [{"dataset": name, "fingerprint": sha256, "cases": sorted(cases)} for (name, sha256), cases in found.items() if cases]
+
+
+def cases_seen(model: Model, dataset: str | None, fingerprint: str | None = None) -> set[str]:
+    """The cases of a dataset, known by its name or by what it holds, that had a part in a model's weights, as far as the model says."""
+    same = (p for p in seen_by([model]) if (dataset and p["dataset"] == dataset) or (fingerprint and p["fingerprint"] == fingerprint))
+    return {name for part in same for name in part["cases"]}
+
+
 def warn_of_leaks(models: Iterable[Model], held_out: Iterable[str], dataset: str, fingerprint: str, report: Report) -> None:
-    """Warns of models to begin with or to learn from that were trained on cases by which the outcome is judged.
+    """Warns of models to begin with or to learn from that have seen cases by which the outcome is judged.
 
     Args:
         held_out: the cases by which it is judged.
-        dataset, fingerprint: the name of their dataset and the hash of what it holds. A model that names either was trained on it.
+        dataset, fingerprint: the name of their dataset and the hash of what it holds.
     """
     judged = set(held_out)
     for model in models:
-        theirs = model.provenance.get("dataset", {})
-        if dataset != theirs.get("name") and fingerprint != theirs.get("fingerprint", {}).get("sha256"):
-            continue
-        # Cases that only validated it had no part in its weights.
-        if seen := sorted(judged & set(model.provenance.get("split", {}).get("train", ()))):
+        if seen := sorted(judged & cases_seen(model, dataset, fingerprint)):
             which = f"{len(seen)} of the {len(judged)} cases that are held out here ({shortened(seen, 3)})"
             report(Warn(f"{model.path.name} was trained on {which}: what it learnt of them goes on, and the scores will be too good"))
 

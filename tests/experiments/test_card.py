@@ -1,5 +1,7 @@
 """A model and its records become a card."""
 
+import json
+
 import numpy as np
 import pytest
 from made_records import made_record, write_records
@@ -72,8 +74,24 @@ def test_cases_that_the_model_was_trained_on_are_said(tmp_path, tiny_model, tiny
     cv = records(tmp_path / "cv", tiny_recipe, [0.9, 0.8])
     text = (cv / "records" / "tiny-fold0.json").read_text().replace("case_0", "a")
     (cv / "records" / "tiny-fold0.json").write_text(text)
+    # A case of that name in another dataset is another case.
+    card = make_card("tiny", tiny_model(), [str(cv)], facts, tmp_path / "other")
+    assert "trained on none of these cases" in card.evaluation.what
+    for path in (cv / "records").iterdir():
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": "Tiny"}))
     card = make_card("tiny", tiny_model(), [str(cv)], facts, tmp_path / "box")
     assert "trained on 1 of these 2 cases" in card.evaluation.what
+
+
+def test_records_of_networks_with_deep_supervision_are_those_of_models_without(tmp_path, tiny_model, tiny_recipe, facts):
+    told, settings = read_model(tiny_model()), dict(tiny_recipe.stages[0].network.settings)
+    on = not read_model(told.path).recipe.stages[0].network.settings.get("deep_supervision", False)
+    made = [
+        made_record("tiny", 0, {"case_0": 0.9}, classes=CLASSES, network="uxnet", settings=settings | {"deep_supervision": on}),
+        made_record("wide", 0, {"case_0": 0.9}, classes=CLASSES, network="uxnet", settings=settings | {"hidden": 99}),
+    ]
+    card = make_card("tiny", told.path, [str(write_records(tmp_path / "cv", made))], facts, tmp_path / "box")
+    assert card.evaluation.cases == 1
 
 
 def test_whether_cases_were_trained_on_is_not_known_of_a_model_that_does_not_say(tmp_path, tiny_model, tiny_recipe, facts):

@@ -40,7 +40,7 @@ def write_untrained(path, recipe, split):
     torch.manual_seed(0)
     networks = [stage_network(stage, 1, labels.out_channels) for stage in recipe.stages]
     weights = [{key: value.numpy() for key, value in network.state_dict().items()} for network in networks]
-    write_model(path, weights, recipe=recipe, labels=labels, channels=["MRI"], provenance={"split": split} if split else {})
+    write_model(path, weights, recipe=recipe, labels=labels, channels=["MRI"], provenance={"dataset": {"name": "Tiny"}, "split": split} if split else {})
     return path
 
 
@@ -69,6 +69,12 @@ def test_the_validation_cases_are_scored_and_training_cases_calibrate(model, man
     assert chosen == choose_cases(read_model(model), manifest, most=4)
     assert names(choose_cases(read_model(model), manifest, most=100, scored=1).scored)[0] in SPLIT["validation"]
     assert names(choose_cases(read_model(model), manifest, most=100, scored=1).calibration) == SPLIT["train"]
+
+
+def test_another_datasets_cases_of_the_same_names_are_others(model, manifest):
+    chosen = choose_cases(read_model(model), dataclasses.replace(manifest, name="Other"), most=4)
+    assert chosen.origin == "held out"
+    assert "it may have been trained on them" in chosen.sentence
 
 
 def test_nobody_is_on_both_sides(tmp_path, tiny_recipe, manifest):

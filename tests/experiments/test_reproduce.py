@@ -438,6 +438,7 @@ def test_figure_3_is_of_the_folds_that_all_networks_have(tmp_path):
     text = curve_figure(tmp_path, trials_of(write_records(tmp_path / "apart", made[::2])))[1].read_text(encoding="utf-8")
     assert "Hippocampus (A), 2 folds" in text
     assert "has more" not in text
+    assert "A: the networks have no fold in common, so their curves are of different cases." in text
 
 
 @pytest.mark.parametrize("budget", [{"steps": [200, 400]}, {"core_seconds": 100.0, "threads": 1, "validations": "included"}])

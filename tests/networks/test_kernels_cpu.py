@@ -58,6 +58,15 @@ NORMS = {
 }
 
 
+@pytest.mark.parametrize("axes", [(2, 4), (1, 3), (3, 4)])
+def test_a_residual_in_memory_of_another_order_is_normalised_too(axes):
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 6, 6, 6).to(memory_format=torch.channels_last_3d)
+    y = torch.randn(2, 6, 6, 6, 6).transpose(*axes)
+    expected = F.leaky_relu(instance_norm(x) + instance_norm(y), SLOPE)
+    torch.testing.assert_close(norms_cpu.norm_sum_activation(x, y, SLOPE, norm_residual=True), expected, rtol=1e-4, atol=1e-5)
+
+
 def torchs(weight):
     return {"padding": [k // 2 for k in weight.shape[2:]], "groups": weight.shape[0] if weight.shape[1] == 1 else 1}
 

@@ -131,9 +131,45 @@ def test_what_follows_channels_and_classes_is_found_in_every_network(name):
     torch.manual_seed(1)
     source = build(name, 1, 3, 32, {"size": "narrow"})
     target = build(name, 2, 5, 32, {"size": "narrow"})
-    transfer = init_from(target, state(source), inputs=inputs, outputs=outputs)
-    assert set(transfer.fresh) <= inputs | outputs
-    assert set(transfer.fresh) >= outputs
+    transfer = init_from(target, state(source), inputs=inputs, outputs=outputs, channels=(1, 2))
+    assert set(transfer.fresh) == outputs
+    assert set(transfer.adapted) == inputs
+
+
+def test_a_matrix_of_patches_is_shared_out_over_channels(tmp_path):
+    """UNETR's: two channels alike give what one gave."""
+    torch.manual_seed(1)
+    nets = [build("unetr", n, 3, 32, {"size": "narrow"}).eval() for n in (1, 2)]
+    inputs, outputs = tied_to_channels("unetr", 1, 3, 32, {"size": "narrow"})
+    transfer = init_from(nets[1], state(nets[0]), inputs=inputs, outputs=outputs, channels=(1, 2))
+    (matrix,) = (name for name in transfer.adapted if state(nets[0])[name].ndim == 2)
+    x = torch.randn(1, 1, 32, 32, 32)
+    seen = []
+    for network, image in zip(nets, (x, x.repeat(1, 2, 1, 1, 1)), strict=True):
+        module = network.get_submodule(matrix.rpartition(".")[0])
+        hook = module.register_forward_hook(lambda _module, _given, answer: seen.append(answer))
+        with torch.no_grad():
+            network(image)
+        hook.remove()
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_stays_a_mask_whatever_the_images():
+    """(image, mask) to (image, image, mask) and back: a guided stage's last channel is no image."""
+    torch.manual_seed(1)
+    two, three = (build("rapnet", n, 2, 32, {"size": "narrow"}) for n in (2, 3))
+    inputs, outputs = tied_to_channels("rapnet", 2, 2, 32, {"size": "narrow"})
+    before = {name: torch.as_tensor(state(two)[name]) for name in inputs}
+    transfer = init_from(three, state(two), inputs=inputs, outputs=outputs, channels=(2, 3), masks=1)
+    assert set(transfer.adapted.values()) == {"image channels 1 to 2"}
+    for name, source in before.items():
+        weight = three.state_dict()[name]
+        torch.testing.assert_close(weight[:, 2], source[:, 1])
+        torch.testing.assert_close(weight[:, :2].sum(1), source[:, 0])
+        assert not torch.equal(weight[:, 1], source[:, 1])
+    init_from(two, state(three), inputs=inputs, outputs=outputs, channels=(3, 2), masks=1)
+    for name, source in before.items():
+        torch.testing.assert_close(two.state_dict()[name], source)
 
 
 # ---- in a run

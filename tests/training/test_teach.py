@@ -13,7 +13,7 @@ from uxnet.dataset.manifest import read_dataset
 from uxnet.errors import CheckpointError, Preempted, RecipeError
 from uxnet.events import Warn
 from uxnet.labels import Label, Labels
-from uxnet.model import read_model, read_weights, write_model
+from uxnet.model import cases_seen, read_model, read_weights, seen_by, write_model
 from uxnet.networks.build import build
 from uxnet.recipe import Network, recipe_to_toml, with_overrides
 from uxnet.training.engine import TrainingEngine
@@ -131,9 +131,29 @@ def test_teachers_that_saw_what_a_fold_holds_out_are_warned_of(go, teachers, tmp
     (warning,) = [event.message for event in events if isinstance(event, Warn) and "too good" in event.message]
     assert warning.startswith(f"model.uxnet was trained on {len(held_out)} of the {len(held_out)} cases that are held out here")
     events.clear()
+    # The student itself was trained on none of them, and has learnt from one who was: so has whoever begins with it.
     fold = tmp_path / "seen" / "model.uxnet"
-    go("unseen", (fold,), report=events.append)
+    (seen,) = seen_by([read_model(fold)])
+    assert set(held_out) < set(seen["cases"])
+    go("heir", init_from=fold, report=events.append)
+    (warning,) = [event.message for event in events if isinstance(event, Warn) and "too good" in event.message]
+    assert f"trained on {len(held_out)} of the {len(held_out)} cases" in warning
+    assert cases_seen(read_model(tmp_path / "heir" / "model.uxnet"), seen["dataset"]) == set(seen["cases"])
+    events.clear()
+    go("innocent")
+    go("unseen", (tmp_path / "innocent" / "model.uxnet",), report=events.append)
     assert not [event for event in events if isinstance(event, Warn) and "too good" in event.message]
+
+
+def test_what_models_have_seen_is_told_by_dataset(teachers, recipe, tmp_path):
+    model = read_model(of_network(tmp_path / "a.uxnet", recipe, "nnunet"))
+    of = {"dataset": {"name": "A", "fingerprint": {"sha256": "1"}}, "split": {"train": ["x"], "validation": ["y"]}}
+    more = [{"dataset": "B", "fingerprint": "2", "cases": ["x", "z"]}, {"dataset": "A", "fingerprint": "1", "cases": ["w"]}]
+    model = replace(model, provenance=of | {"seen": more})
+    assert seen_by([model, model]) == [{"dataset": "A", "fingerprint": "1", "cases": ["w", "x"]}, more[0]]
+    assert (cases_seen(model, "A"), cases_seen(model, "renamed", "2"), cases_seen(model, "C", "3")) == ({"w", "x"}, {"x", "z"}, set())
+    assert seen_by([replace(model, provenance={})]) == []
+    assert cases_seen(replace(model, provenance={"split": {"train": ["x"]}}), None, None) == set()
 
 
 def test_teachers_that_do_not_fit_are_refused(go, teachers, tmp_path, tiny_model, recipe):
@@ -147,7 +167,7 @@ def test_teachers_that_do_not_fit_are_refused(go, teachers, tmp_path, tiny_model
     for path, why in {
         changed("labels.uxnet", labels=Labels((Label("bright", 1), Label("grey", 2)))): "other labels than Tiny",
         changed("spacing.uxnet", settings=["prepare.spacing_mm=[2,2,2]"]): r"prepare\.spacing_mm is \(2\.0, 2\.0, 2\.0\) there and",
-        tiny_model(channels=2): "takes 2 channels, Tiny has 1",
+        tiny_model(channels=2): "takes the channels .*, .*, Tiny has ",
     }.items():
         with pytest.raises(RecipeError, match=f"{path.name}: .*{why}"):
             go("refused", (path,))

@@ -66,7 +66,9 @@ def choose_cases(model: Model, manifest: Manifest, most: int, scored: int = 0, s
             f"({', '.join(model.labels.classes)}); give a dataset like the one that the model was trained on"
         )
     labelled = [case for case in manifest.cases if case.labels is not None and case.images]
-    split = model.provenance.get("split") or {}
+    # Names of cases are those of one dataset alone: every second one has a case_1.
+    same = dict(model.provenance.get("dataset") or {}).get("name") == manifest.name
+    split = dict(model.provenance.get("split") or {}) if same else {}
     known, rng = {case.name for case in labelled}, np.random.default_rng((seed, 0))
     judges = sorted(known & set(split.get("validation") or ()))
     origin = "validation" if judges and known - set(judges) else "held out"

@@ -21,7 +21,7 @@ from uxnet.evaluation.metrics import METRICS
 from uxnet.evaluation.scores import MEAN, Scores, read_scores
 from uxnet.evaluation.statistics import bootstrap_mean, mean_of_counted
 from uxnet.io import atomic, sha256
-from uxnet.model import Model, read_model, read_weights, variants, write_model
+from uxnet.model import Model, cases_seen, read_model, read_weights, seen_by, variants, write_model
 from uxnet.recipe import from_plain, to_plain
 from uxnet.shipped import MOST_BYTES, Card, Evaluation, Failure, Score, Training, write_card
 
@@ -100,9 +100,15 @@ def _of_one_network(found: Sequence[Scores], model: Model) -> Scores:
     Raises:
         InputError: if there are none, or of several, or of other structures.
     """
+    from uxnet.networks.build import other_settings  # its room imports torch
+
     network = model.recipe.stages[0].network
     settings = dict(network.settings)
-    own = [s for s in found if not s.records or (s.records[0].get("network"), s.records[0].get("settings")) == (network.name, settings)]
+
+    def of_model(record: Mapping[str, Any]) -> bool:
+        return record.get("network") == network.name and not other_settings(network.name, dict(record.get("settings") or {}), settings)
+
+    own = [s for s in found if not s.records or of_model(s.records[0])]
     if len(own) != 1:
         names = ", ".join(s.name for s in found)
         raise InputError(f"{len(own)} of the scored networks ({names}) are {network.name} {settings}, the model's; name the records of one")
@@ -142,7 +148,10 @@ def _score(name: str, scores: Scores, persons: Mapping[str, str]) -> Score:
 def _relation(scores: Scores, model: Model) -> str:
     """How the scored cases stand to those that the model was trained on, in words."""
     trained = model.provenance.get("split", {}).get("train")
-    seen = len(set(trained or ()) & scores.cases.keys())
+    # What uxnet evaluate scored has no dataset, only names.
+    of_records = [(record.get("dataset"), record.get("dataset_sha256")) for record in scores.records]
+    datasets = of_records or [(part["dataset"], part["fingerprint"]) for part in seen_by([model])]
+    seen = len(scores.cases.keys() & {case for dataset in datasets for case in cases_seen(model, *dataset)})
     folds = len(scores.records)
     siblings = f"{folds} models of the same recipe, each on test cases of a fold"
     by = siblings if folds > 1 else "one model, on test cases of a fold" if folds else "uxnet evaluate"

@@ -44,12 +44,14 @@ def curve_figure(folder: Path, trials: Sequence[Trial], *, over: Over = "steps",
         titles = network_titles(trial.scores)
         folds = shared_folds(trial.scores)
         curves = {titles[s.name]: [validations(r, over) for r in s.records if r["fold"] in folds] for s in trial.scores}
-        more = [titles[s.name] for s in trial.scores if {int(r["fold"]) for r in s.records} > set(folds)]
+        more = [titles[s.name] for s in trial.scores if folds_of(s) > set(folds)]
         if more:
             have = "has" if len(more) == 1 else "have"
             shares.append(
                 f"{trial.letter}: of the folds that all networks have ({', '.join(map(str, folds))}); {', '.join(more)} {have} more."
             )
+        if any(not folds_of(s) >= set(folds) for s in trial.scores):
+            shares.append(f"{trial.letter}: the networks have no fold in common, so their curves are of different cases.")
         counted = f"{len(folds)} fold{'' if len(folds) == 1 else 's'}"
         panels.append(BandPanel(f"{trial.dataset} ({trial.letter}), {counted}", {n: runs for n, runs in curves.items() if any(runs)}))
     if not any(panel.curves for panel in panels):
@@ -77,8 +79,13 @@ def curve_figure(folder: Path, trials: Sequence[Trial], *, over: Over = "steps",
 
 def shared_folds(scores: Sequence[Scores]) -> list[int]:
     """The folds that all networks have a record of: means over others are no comparison. Where they have none in common, all folds."""
-    folds = [{int(record["fold"]) for record in s.records} for s in scores]
+    folds = [folds_of(s) for s in scores]
     return sorted(set.intersection(*folds) or set.union(*folds))
+
+
+def folds_of(scores: Scores) -> set[int]:
+    """The folds that a network has a record of."""
+    return {int(record["fold"]) for record in scores.records}
 
 
 def validations(record: Mapping[str, Any], over: Over) -> list[tuple[float, float]]:

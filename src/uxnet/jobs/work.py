@@ -153,7 +153,7 @@ def _with_second_chance(shift: Shift, items: Sequence[Any], workers: int, abreas
 
 def _finished(item: Any, reply: Reply | Lost) -> Finished[Any, Any]:
     if isinstance(reply, Lost):
-        died = f"the worker process died twice over this ({reply.how}), the second time with nothing beside it; is there enough memory?"
+        died = f"the worker process died twice over this ({reply.how}); is there enough memory?"
         return Finished(item, None, UxnetError(died))
     if reply.defect is not None:
         raise reply.defect

@@ -203,6 +203,14 @@ def with_size(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**narrow, **given}
 
 
+def other_settings(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """The settings in which two networks of one name differ, in words; empty where their weights mean the same."""
+    a, b = with_size(name, theirs), with_size(name, ours)
+    # Deep supervision and checkpointing change how a network is trained, not what its weights mean.
+    differ = [key for key in {**a, **b} if a.get(key) != b.get(key) and key not in ("deep_supervision", "checkpointing")]
+    return ", ".join(f"{key} {a.get(key, 'by default')} there, {b.get(key, 'by default')} here" for key in differ)
+
+
 def _no_setting(name: str, network: Callable[..., nn.Module], settings: Mapping[str, Any]) -> str:
     """The first setting that the network does not have, in words; empty where it has them all."""
     known = [p for p in inspect.signature(network).parameters if p not in ("in_channels", "out_channels", "patch")]

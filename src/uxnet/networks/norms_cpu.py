@@ -143,7 +143,7 @@ class _NormNormActivation(torch.autograd.Function):
 
 def _normalised(x: Tensor, plus: Tensor | None = None, slope: float = 1.0) -> tuple[Tensor, Tensor]:
     """leaky_relu(instance_norm(x) + plus, slope), (N, C, I, J, K) as x in new memory, and what x was multiplied by, (N, 1, C) float32."""
-    out = torch.empty_like(x)
+    out = torch.empty_like(x, memory_format=torch.channels_last_3d)
     rows, to, others = _rows(x), _rows(out), None if plus is None else _rows(plus)
     shift, scale = (moment.to(_wide(rows[:0]).dtype) for moment in _moments(rows))
     for part in _parts(rows):

@@ -49,6 +49,8 @@ def init_from(
     outputs: Collection[str] = (),
     new_labels: bool = False,
     kernels: Literal["trilinear", "centred"] = "trilinear",
+    channels: tuple[int, int] | None = None,
+    masks: int = 0,
 ) -> Transfer:
     """Copies every weight that fits, makes those fit that can be, and says what became of each.
 
@@ -65,6 +67,8 @@ def init_from(
         inputs, outputs: names of the weights whose shape follows the image's channels and the classes, see `tied_to_channels`.
         new_labels: whether the classes mean something else, even where their number is the same.
         kernels: how kernels grow.
+        channels: how many the other network takes, and this one; needed where patches of voxels are seen by a matrix (UNETR).
+        masks: how many of the last ones are masks and no images: they stay masks.
 
     Raises:
         ModelError: if nothing at all could be copied.
@@ -82,9 +86,9 @@ def init_from(
             elif source.shape == weight.shape:
                 weight.copy_(source)
                 copied.append(name)
-            elif name in inputs and _same_but_for_inputs(source, weight):
-                weight.copy_(_over_channels(source, weight.shape[1]))
-                adapted[name] = f"image channels {source.shape[1]} to {weight.shape[1]}"
+            elif name in inputs and (counts := _channels_of(source, weight, channels)):
+                weight.copy_(_over_channels(source, counts, masks))
+                adapted[name] = f"image channels {counts[0] - masks} to {counts[1] - masks}"
             elif _grows(source, weight):
                 weight.copy_(_grown(source, weight, kernels))
                 adapted[name] = f"kernel {_sides(source)} to {_sides(weight)}, {kernels}"
@@ -111,18 +115,33 @@ def tied_to_channels(
     return {key for key in base if more_in.get(key) != base[key]}, {key for key in base if more_out.get(key) != base[key]}
 
 
-def _same_but_for_inputs(source: Tensor, weight: Tensor) -> bool:
-    shapes = zip(source.shape, weight.shape, strict=False)
-    return source.ndim == weight.ndim == 5 and all(a == b for axis, (a, b) in enumerate(shapes) if axis != 1)
+def _channels_of(source: Tensor, weight: Tensor, channels: tuple[int, int] | None) -> tuple[int, int] | None:
+    """How many channels two weights see that are the same but for that; None if they are not.
+
+    Kernels are (O, C, I, J, K), and UNETR's matrix of patches (O, voxels * C), of which nobody could tell C.
+    """
+    if source.ndim != weight.ndim or source.shape[0] != weight.shape[0] or source.shape[2:] != weight.shape[2:]:
+        return None
+    if source.ndim == 5:
+        return source.shape[1], weight.shape[1]
+    if source.ndim == 2 and channels and source.shape[1] * channels[1] == weight.shape[1] * channels[0]:
+        return channels
+    return None
 
 
-def _over_channels(source: Tensor, channels: int) -> Tensor:
-    """(O, C, ...) -> (O, channels, ...): shared out over more channels, or put together for fewer; the sum over channels stays."""
-    count = source.shape[1]
-    share = torch.zeros(channels, count, dtype=source.dtype)
-    for n in range(max(channels, count)):
-        share[n % channels, n % count] = 1
-    return torch.einsum("nc,oc...->on...", share / share.sum(0), source)
+def _over_channels(source: Tensor, channels: tuple[int, int], masks: int) -> Tensor:
+    """Shared out over more channels, or put together for fewer; the sum over image channels stays, and masks are copied.
+
+    (O, C, ...) -> (O, channels[1], ...); of (O, voxels * C) the channels of a voxel stand side by side.
+    """
+    count, wanted = (n - masks for n in channels)
+    share = torch.zeros(wanted + masks, count + masks, dtype=source.dtype)
+    for n in range(max(wanted, count)):
+        share[n % wanted, n % count] = 1
+    share /= share.sum(0).clamp_min(1)
+    share[wanted:, count:] = torch.eye(masks, dtype=source.dtype)
+    by_channel = source.reshape(source.shape[0], -1, channels[0], *source.shape[2:])
+    return torch.einsum("nc,opc...->opn...", share, by_channel).reshape(source.shape[0], -1, *source.shape[2:])
 
 
 def _grows(source: Tensor, weight: Tensor) -> bool:

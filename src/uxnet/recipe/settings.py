@@ -25,6 +25,15 @@ SCHEMA = 1
 Three = tuple[float, float, float]
 
 
+def later(default: Any) -> Any:
+    """A key that recipes did not have from the beginning.
+
+    Where it has its default, files leave it out. So the hashes by which runs, checkpoints and records know their recipes stay what they
+    were before there was the key, and what was begun by then goes on. Its default may never become another.
+    """
+    return field(default=default, metadata={"later": True})
+
+
 def check(ok: bool, key: str, message: str) -> None:
     """Refuses a value.
 
@@ -170,7 +179,7 @@ class Loss:
     dice: float = 1.0
     cross_entropy: float = 1.0
     background: bool = True
-    taught: float = 0.5
+    taught: float = later(0.5)
 
     def __post_init__(self) -> None:
         check(0 <= self.taught <= 1, "taught", "a share lies between 0 and 1")

@@ -60,7 +60,7 @@ def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain values; keys that are None are left out."""
+    """The recipe as plain values; keys that are None are left out, and those that came `later` at their default."""
     data: dict[str, Any] = _plain(recipe)
     return data
 
@@ -80,7 +80,7 @@ def to_plain(value: Any) -> Any:
 
 
 def recipe_to_toml(recipe: Recipe) -> str:
-    """The recipe as TOML, every key written out."""
+    """The recipe as TOML, every key written out but for those that came `later`, at their default."""
     return tomli_w.dumps(recipe_to_dict(recipe))
 
 
@@ -152,8 +152,9 @@ def toml_value(text: str) -> Any:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
-        items = ((f.name, getattr(value, f.name)) for f in fields(value))
-        return {name: _plain(item) for name, item in items if item is not None}
+        items = ((f, getattr(value, f.name)) for f in fields(value))
+        kept = ((f.name, item) for f, item in items if not (f.metadata.get("later") and item == f.default))
+        return {name: _plain(item) for name, item in kept if item is not None}
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

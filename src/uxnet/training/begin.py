@@ -12,10 +12,10 @@ from uxnet.dataset.manifest import Manifest
 from uxnet.errors import ModelError
 from uxnet.events import Note, Report, Warn
 from uxnet.io import sha256
-from uxnet.model import read_model, read_weights
-from uxnet.networks.build import with_size
+from uxnet.model import read_model, read_weights, seen_by
+from uxnet.networks.build import other_settings
 from uxnet.networks.transfer import init_from, tied_to_channels
-from uxnet.recipe import Network, Recipe
+from uxnet.recipe import Recipe
 
 
 def begin_from(
@@ -31,12 +31,16 @@ def begin_from(
         kernels: how smaller kernels grow.
 
     Returns:
-        What became of every weight, as plain JSON values, with the model's name, and the hashes of its file and of each stage's weights.
+        What became of every weight, as plain JSON values, with the model's name, the hashes of its file and of each stage's weights, and
+        the cases that it has seen (`model.seen_by`).
 
     Raises:
         ModelError: if the model is damaged, has other networks, or nothing of it fits.
     """
     model = read_model(path)
+    if model.channels != manifest.channel_names and sorted(model.channels) == sorted(manifest.channel_names):
+        there, here = ", ".join(model.channels), ", ".join(manifest.channel_names)
+        report(Warn(f"{path.name} has the channels in another order ({there}) than {manifest.name} ({here}): each begins as another"))
     new_labels = model.labels.classes != manifest.labels.classes
     stages: list[dict[str, Any]] = []
     for number, (network, stage) in enumerate(zip(networks, recipe.stages, strict=False)):
@@ -60,9 +64,11 @@ def begin_from(
             outputs=outputs,
             new_labels=new_labels and stage.prior is None,
             kernels=kernels,
+            channels=(theirs.in_channels(len(model.channels)), stage.in_channels(len(manifest.channel_names))),
+            masks=1 if stage.prior else 0,
         )
         report(Note(f"from {path.name}: {transfer}"))
-        if other := _other_settings(theirs.network, stage.network):
+        if other := other_settings(stage.network.name, theirs.network.settings, stage.network.settings):
             # Some settings leave no mark in names and shapes (SwinUNETR's patch merging), and weights mean another thing under them.
             report(Warn(f"{path.name} has other settings of {stage.network.name}: {other}"))
         stages.append(
@@ -80,12 +86,5 @@ def begin_from(
         "sha256": sha256(path),
         "summary": "; ".join(str(done["summary"]) for done in stages),
         "stages": stages,
+        "seen": seen_by([model]),
     }
-
-
-def _other_settings(theirs: Network, ours: Network) -> str:
-    """The settings in which two recipes' networks differ, in words; empty where they agree."""
-    a, b = with_size(theirs.name, theirs.settings), with_size(ours.name, ours.settings)
-    # Deep supervision and checkpointing change how a network is trained, not what its weights mean.
-    differ = [key for key in {**a, **b} if a.get(key) != b.get(key) and key not in ("deep_supervision", "checkpointing")]
-    return ", ".join(f"{key} {a.get(key, 'by default')} there, {b.get(key, 'by default')} here" for key in differ)

@@ -91,6 +91,7 @@ def _seconds_a_step(
     """The median of some real steps: data, augmentation, network, optimiser and records."""
     training = replace(stage.training, steps=_STEPS, hours=0.0, validate_every=_STEPS, checkpoint_every=_STEPS)
     files.folder.mkdir(parents=True, exist_ok=True)
+    scaler = engine.scaler_state()  # a run must begin with its own, not with what measuring made of it
     scratch = RunFiles(Path(engine.first(lambda: tempfile.mkdtemp(prefix=".budget.", dir=files.folder))))
     began, now = time.monotonic(), clock(engine)
     ends = [now()]
@@ -107,6 +108,8 @@ def _seconds_a_step(
                 **{**more, "identity": "budget"},
             )
     finally:
+        if scaler:
+            engine.load_scaler_state(scaler)
         if engine.rank == 0:
             shutil.rmtree(scratch.folder, ignore_errors=True)
     times = [b - a for a, b in itertools.pairwise(ends)][:_STEPS]  # what follows is the validation

@@ -123,6 +123,10 @@ class TrainingEngine:
         each = batch // self.world
         return list(range(self.rank * each, (self.rank + 1) * each))
 
+    def autocast(self) -> AbstractContextManager[None]:
+        """Around what is computed in the run's precision outside its own network."""
+        return self.fabric.autocast()
+
     def accumulating(self, running: nn.Module, more: bool) -> AbstractContextManager[None]:
         """Around the backward pass of a part of a batch: gradients are not exchanged while `more` parts follow."""
         return self.fabric.no_backward_sync(cast(Any, running), enabled=more) if self.world > 1 else contextlib.nullcontext()

@@ -16,7 +16,7 @@ import uxnet
 from uxnet.dataset.check import Inspection
 from uxnet.dataset.folds import Fold
 from uxnet.inference.engine_torch import TorchEngine, stage_network
-from uxnet.model import write_model
+from uxnet.model import seen_by, write_model
 from uxnet.networks.build import architecture, with_size
 from uxnet.recipe import Network, Recipe, Stage
 from uxnet.records import read_records
@@ -107,6 +107,7 @@ def _provenance(
         scores = {key: validations[-1][key] for key in ("dice", "classes")} if validations and split.validation else {}
         stages.append({"training": done, "validation": scores})
     fingerprint = inspection.fingerprint.to_dict()
+    before = [*(origin or {}).get("seen", ()), *(seen_by(teachers.models) if teachers else ())]
     return {
         "versions": {"uxnet": uxnet.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "device": str(engine.device),
@@ -129,4 +130,5 @@ def _provenance(
         **({"stages": stages} if len(stages) > 1 else {}),
         **({"init_from": {key: origin[key] for key in ("model", "sha256", "summary")}} if origin else {}),
         **({"teachers": list(teachers.origin)} if teachers else {}),
+        **({"seen": before} if before else {}),
     }

@@ -39,7 +39,7 @@ class Teachers:
     def answers(self, images: Tensor, engine: TrainingEngine) -> Tensor:
         """The mean of their probabilities: (N, out_channels, I, J, K) float32, for images (N, channels, I, J, K)."""
         regions = self.models[0].labels.regions  # each channel by itself, where classes exclude each other
-        with torch.no_grad(), engine.fabric.autocast():
+        with torch.no_grad(), engine.autocast():
             logits = (network(images).float() for network in self.networks)
             total: Tensor = sum(each.sigmoid() if regions else each.softmax(1) for each in logits)
         return total / len(self.networks)
@@ -74,14 +74,17 @@ def _teacher(model: Model, stage: Stage, manifest: Manifest) -> nn.Module:
     (theirs, *more) = model.recipe.stages
     if more or theirs.prior:
         raise RecipeError(f"{model.path}: works in two stages; a teacher answers for the whole in one")
-    if len(model.channels) != len(manifest.channel_names):
-        raise RecipeError(f"{model.path}: takes {len(model.channels)} channels, {manifest.name} has {len(manifest.channel_names)}")
+    a, b = model.channels, tuple(manifest.channel_names)
+    # One name for another is one thing (MR, T1); the same names in another order are others' images.
+    if len(a) != len(b) or (a != b and sorted(a) == sorted(b)):
+        raise RecipeError(f"{model.path}: takes the channels {', '.join(a)}, {manifest.name} has {', '.join(b)}")
     if (model.labels.classes, bool(model.labels.regions)) != (manifest.labels.classes, bool(manifest.labels.regions)):
         raise RecipeError(f"{model.path}: has other labels than {manifest.name}; a teacher must answer in the same")
     for key in ("orientation", "spacing_mm", "intensity"):
-        a, b = getattr(theirs.prepare, key), getattr(stage.prepare, key)
-        if a != b:
-            raise RecipeError(f"{model.path}: prepare.{key} is {a} there and {b} here; a teacher must see images as the student does")
+        there, here = getattr(theirs.prepare, key), getattr(stage.prepare, key)
+        if there != here:
+            why = "a teacher must see images as the student does"
+            raise RecipeError(f"{model.path}: prepare.{key} is {there} there and {here} here; {why}")
     network = trained_network(model, 0).eval()
     size = "x".join(map(str, stage.sampling.patch))
     try:
