@@ -40,7 +40,8 @@ def write_untrained(path, recipe, split):
     torch.manual_seed(0)
     networks = [stage_network(stage, 1, labels.out_channels) for stage in recipe.stages]
     weights = [{key: value.numpy() for key, value in network.state_dict().items()} for network in networks]
-    write_model(path, weights, recipe=recipe, labels=labels, channels=["MRI"], provenance={"dataset": {"name": "Tiny"}, "split": split} if split else {})
+    provenance = {"dataset": {"name": "Tiny"}, "split": split} if split else {}
+    write_model(path, weights, recipe=recipe, labels=labels, channels=["MRI"], provenance=provenance)
     return path
 
 
