@@ -130,3 +130,15 @@ def test_python_takes_a_name_too(tmp_path, tiny_model, monkeypatch):
     assert uxnet.load_model("tiny", device="cpu").labels.classes == ("bright", "dark")
     with pytest.raises(ModelError, match=r"there is no model 'tinny' in the box \(tiny\)"):
         uxnet.load_model("tinny")
+
+
+def test_the_folder_of_a_training_run_means_its_model(tmp_path, tiny_model):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.uxnet").write_bytes(tiny_model().read_bytes())
+    with pytest.raises(UsageError):
+        choose([run, tmp_path])  # a folder of scans that somebody put a model into
+    (run / "recipe.toml").write_text("")
+    assert choose([run, tmp_path]).models == (run / "model.uxnet",)
+    assert choose([run, tmp_path]).rest == (tmp_path,)
+    assert resolve(run) == run / "model.uxnet"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from uxnet.errors import DeviceError
+from uxnet.errors import DeviceError, UsageError
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -17,20 +17,21 @@ def choose_device(name: str = "auto") -> torch.device:
 
     Raises:
         DeviceError: if this machine has no such device.
+        UsageError: if it is the name of none that is supported.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise DeviceError(f"{name!r} is no device; write auto, cpu, cuda, cuda:N or mps") from error
+        raise UsageError(f"{name!r} is no device; write auto, cpu, cuda, cuda:N or mps") from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
         raise DeviceError(f"the device {name} was asked for, this machine has {count} CUDA devices; use --device auto or cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("the device mps was asked for, this machine has none; use --device auto or cpu")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise DeviceError(f"the device {name} is not supported; write auto, cpu, cuda, cuda:N or mps")
+        raise UsageError(f"the device {name} is not supported; write auto, cpu, cuda, cuda:N or mps")
     return device
 
 

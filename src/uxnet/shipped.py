@@ -199,7 +199,7 @@ def write_card(path: Path, card: Card) -> None:
 
 
 def choose(words: Sequence[Path], box: Path | None = None) -> Chosen:
-    """Which words name models: .uxnet files, and names in the box of which there is no file or folder.
+    """Which words name models: .uxnet files, the folders of training runs, and names in the box of which there is no file or folder.
 
     The path of a model in the box means what its name does. Of other files a card counts if it lies beside them and holds their hash.
 
@@ -208,6 +208,7 @@ def choose(words: Sequence[Path], box: Path | None = None) -> Chosen:
         ModelError: if the card of a model in the box is not as it should be.
     """
     here = box or BOX
+    words = [_of_run(word) or word for word in words]
     boxed = [word for word in words if _is_name(word) and word.name in names(box) and not word.exists()]
     models = [word for word in words if word.suffix == ".uxnet" or word in boxed]
     if not models:
@@ -219,16 +220,25 @@ def choose(words: Sequence[Path], box: Path | None = None) -> Chosen:
 
 
 def resolve(word: Path, box: Path | None = None) -> Path:
-    """The one model that a word means: a path as it is, or a name in the box of which there is no file or folder.
+    """The one model that a word means: a path as it is, that of a training run's folder, or a name in the box of which there is no file
+    or folder.
 
     Raises:
         ModelError: if it is a name and there is no such model, or a folder of that name hides it.
     """
+    if of_run := _of_run(word):
+        return of_run
     if not _is_name(word) or word.is_file():
         return word
     if word.exists():
         raise ModelError(_hidden(word, box) if word.name in names(box) else f"{word}: a folder is no model; give a .uxnet file")
     return model_file(word.name, box)
+
+
+def _of_run(word: Path) -> Path | None:
+    """The model in the folder of a training run; None for any other word."""
+    model = word / "model.uxnet"
+    return model if word.is_dir() and (word / "recipe.toml").is_file() and model.is_file() else None
 
 
 def in_the_box(box: Path | None = None) -> str:
@@ -258,7 +268,7 @@ def _no_model(words: Sequence[Path], box: Path | None) -> InputError:
         return InputError(_hidden(hidden[0], box))
     unknown = [word for word in words if _is_name(word) and not word.exists()]
     if unknown:
-        return InputError(f"no model: there is no file {unknown[0]}, and no model of that name {in_the_box(box)}")
+        return UsageError(f"no model: there is no file {unknown[0]}, and no model of that name {in_the_box(box)}")
     return UsageError(f"no model: name at least one .uxnet file, or a model {in_the_box(box)}, before what is to be segmented")
 
 

@@ -33,15 +33,16 @@ def test_a_bad_map_is_named_and_the_code_is_1(tmp_path, capsys):
 
 def test_what_is_refused(tmp_path, capsys):
     root = head_folder(tmp_path / "heads")
-    for more, said in (
-        (["--merge", "to_three"], "no such table"),
-        (["--merge", "to_two", "--label", "a=2"], "not by both"),
-        (["--label", "a"], "write NAME=VALUE"),
-        (["--merge", "to_two", "--set", "loud=1"], "with one of rotation_deg"),
-        (["--merge", "to_two", "--spacing", "-1"], "above 0 mm"),
-        (["--label", "left=16", "--mirror", "yes"], "on the wrong side"),
+    for more, code, said in (
+        (["--merge", "to_three"], 1, "no such table"),
+        (["--merge", "to_two", "--label", "a=2"], 2, "not by both"),
+        (["--label", "a"], 2, "write NAME=VALUE"),
+        (["--merge", "to_two", "--set", "loud=1"], 2, "with one of rotation_deg"),
+        (["--merge", "to_two", "--spacing", "-1"], 2, "above 0 mm"),
+        (["--merge", "to_two", "--images-per-map", "0"], 2, "between 1 and"),
+        (["--label", "left=16", "--mirror", "yes"], 1, "on the wrong side"),
     ):
-        assert run("synthesise", root, "-o", tmp_path / "out", *more, "--workers", "1") == 1
+        assert run("synthesise", root, "-o", tmp_path / "out", *more, "--workers", "1") == code, more
         assert said in capsys.readouterr().err, more
     assert run("synthesise", tmp_path / "none", "-o", tmp_path / "out") == 1
     assert "there is no such folder" in capsys.readouterr().err

@@ -192,6 +192,22 @@ def test_partners_and_channels(tmp_path):
     assert (c.severity, c.path) == ("error", tmp_path / "imagesTr/c_0001.nii.gz")
 
 
+def test_a_dataset_that_is_not_whole(tmp_path):
+    decathlon(tmp_path / "a", ["a", "b", "c"], numTraining=4)
+    save(tmp_path / "a" / "imagesTr" / "d.nii.gz", image(1))
+    counted, lone = check(tmp_path / "a").problems
+    assert {counted.severity, lone.severity} == {"warning"}
+    assert "counts 4 training cases (numTraining), and 3 are here" in counted.message
+    assert "not listed in dataset.json: d.nii.gz" in lone.message
+    nnunet(tmp_path / "b", ["a", "b", "c"])
+    assert check(tmp_path / "b").problems == ()
+    # One image of two channels among others does not make them wrong.
+    decathlon(tmp_path / "c", ["a", "b", "c"], modality=None)
+    save(tmp_path / "c" / "imagesTr" / "a.nii.gz", np.stack([image(1), image(2)], -1))
+    (odd,) = check(tmp_path / "c").errors
+    assert (odd.case, "2 channels, the dataset has 1" in odd.message) == ("a", True)
+
+
 def test_cases_without_partner(tmp_path):
     for n, name in enumerate("ab"):
         save(tmp_path / f"images/{name}.nii.gz", image(n))

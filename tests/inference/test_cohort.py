@@ -122,6 +122,22 @@ def test_what_is_not_there_or_empty(tmp_path):
         find_scans([tmp_path / "nowhere.nii"], 1)
     with pytest.raises(InputError, match="there is no NIfTI file"):
         find_scans([tmp_path], 1)
+    empty(tmp_path, "a.dcm")
+    with pytest.raises(InputError, match=r"in this folder; convert a\.dcm"):
+        find_scans([tmp_path], 1)
+
+
+def test_nothing_in_a_folder_is_left_out_without_a_word(tmp_path, segmenter):
+    scan(tmp_path / "in" / "a.nii.gz")
+    (tmp_path / "in" / "gone.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    (tmp_path / "in" / "folder.nii.gz").mkdir()
+    empty(tmp_path / "in", "b.mgz", "c.NRRD", "notes.txt")
+    heard = []
+    scans = find_scans([tmp_path / "in"], 1, heard.append)
+    assert [one.name for one in scans] == ["a", "gone"]
+    (warning,) = heard
+    assert warning.message.endswith("left out, since only NIfTI is read: b.mgz, c.NRRD")
+    assert statuses(predict(segmenter, scans, tmp_path / "out")) == {"a": "done", "gone": "failed"}
 
 
 def test_manifest(tmp_path):

@@ -164,5 +164,7 @@ def test_heads_and_crops_are_told_apart_by_their_extent(tmp_path):
     assert not are_whole([crop, bad], WHOLE)
     assert are_whole([bad, slab, brain], WHOLE)
     assert not are_whole([bad], WHOLE)
+    # In metres, nobody knows what it is: it does not decide for the others.
+    assert not are_whole([crop, scan("micron", (50, 50, 50), 1000.0)], WHOLE)
     with pytest.raises(InputError, match=r"\(slab of 90 mm and 1 more; crop of 59 mm and 0 more; up to 70 mm is a crop\)"):
         are_whole([crop, slab, brain], WHOLE)

@@ -1,17 +1,23 @@
-"""On a real scan: OpenVINO gives the labels of torch, and the whole way keeps its grid."""
+"""On real scans: OpenVINO gives the labels of torch, the whole way keeps its grid, and both hippocampi of a head are found."""
 
+import importlib
+from pathlib import Path
+
+import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from uxnet.events import Spent
+from uxnet.inference.located import load_located
 from uxnet.inference.segmenter import load_segmenter
-from uxnet.inference.settings import Settings
+from uxnet.inference.settings import Located, Settings
 from uxnet.io import read_image, write_labels
 from uxnet.labels import Label, Labels
 from uxnet.model import write_model
 from uxnet.networks.build import build
 from uxnet.recipe import recipe_from_dict
+from uxnet.shipped import choose, model_file
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +66,20 @@ def test_folds_mirrors_components_and_probabilities_in_one_go(data_dir, ct_model
     likelihood = np.take_along_axis(probs.array, label[np.newaxis].astype(np.int64), axis=0)[0]
     assert (likelihood >= probs.array.max(axis=0) - 1.5 / 255)[label != 0].all()
     assert ndimage.label(label == 1, np.ones((3, 3, 3)))[1] <= 1
+
+
+def test_both_hippocampi_of_a_head_are_found_however_it_is_stored(data_dir, monkeypatch):
+    """Mirrored and turned, too; FreeSurfer's labels are of another protocol, so a Dice of 1 is out of reach."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    heads = importlib.import_module("whole_heads")
+    chosen = choose([Path("hippocampus")])
+    model = load_located(chosen.models, Settings(located=Located(model_file(chosen.whole.localiser), chosen.whole), device="cpu"))
+    folder = data_dir / "adult_brain_t1"
+    (path,) = (folder / "imagesTr").glob("*.nii.gz")
+    seen = []
+    for what, voxels, labels, affine in heads.variants(nib.load(path), nib.load(folder / "labels_aseg" / path.name)):
+        for side, (off_mm, dice) in heads.measured(model, voxels, labels, affine).items():
+            assert off_mm < 5, (what, side)
+            assert dice > 0.75, (what, side)
+        seen.append(what)
+    assert len(seen) == 6

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from uxnet.dataset import store
 from uxnet.dataset.manifest import read_dataset
-from uxnet.errors import Cancelled, CheckpointError, DatasetError, InputError, RecipeError, TrainingError
+from uxnet.errors import Cancelled, CheckpointError, DatasetError, InputError, RecipeError, TrainingError, UsageError
 from uxnet.events import Note, Warn
 from uxnet.io import alone
 from uxnet.labels import Label, Labels
@@ -247,9 +247,9 @@ def test_sigkill_leaves_a_run_that_goes_on(go, whole, shared, tiny_dataset, tmp_
         assert_same_run(out, whole)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_cluster_that_wants_the_machine_back(name, go, whole, shared, tiny_dataset, tmp_path):
-    """The signal is answered by a checkpoint and an exit code of its own; the run goes on from the very step."""
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+def test_a_cluster_that_wants_the_machine_back(name, code, go, whole, shared, tiny_dataset, tmp_path):
+    """The signal, or Ctrl-C, is answered by a checkpoint and an exit code of its own; the run goes on from the very step."""
     out = tmp_path / "run"
     slow = "import time; from uxnet.training import loop; real = loop.augment; " + (
         "loop.augment = lambda *a, **k: (time.sleep(0.3), real(*a, **k))[1]; import sys; from uxnet.cli.main import main; sys.exit(main())"
@@ -264,7 +264,7 @@ def test_a_cluster_that_wants_the_machine_back(name, go, whole, shared, tiny_dat
         _, said = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 75, said
+    assert process.returncode == code, said
     assert "everything is saved, go on with --resume" in said
     done = [r["step"] for r in read_records(out / "metrics.jsonl") if r["kind"] == "step"]
     assert 1 <= len(done) < 8
@@ -548,12 +548,12 @@ def test_a_run_that_is_there_is_not_overwritten(go, whole):
 
 
 def test_another_recipe_fold_or_labels_is_refused(go, whole, tiny_recipe, tiny_dataset):
-    with pytest.raises(CheckpointError, match="another recipe"):
+    with pytest.raises(CheckpointError, match=r"another recipe \(stages\.0\.training\.steps is 8 there and 9 here; .*--init-from"):
         go(whole, resume=True, recipe=with_overrides(tiny_recipe, ["training.steps=9"]))
     with pytest.raises(CheckpointError, match=r"another run.*train into another folder$"):
         go(whole, resume=True, fold=1)
     assert not (whole / "last_good.uxnet").exists()  # it would be that run's, with this one's cases written on it
-    with pytest.raises(DatasetError, match="folds 0 to 4, not 5"):
+    with pytest.raises(UsageError, match="folds 0 to 4, not 5"):
         go(whole, resume=True, fold=5)
     assert load_recipe(whole / "recipe.toml") == tiny_recipe
 

@@ -180,7 +180,7 @@ def _numbers(text: str) -> list[int] | None:
         raise UsageError(f"--folds {text!r}: give numbers with commas between them, such as 0,1,2") from error
 
 
-def _leaving(report: Report, asked: Callable[[], bool]) -> Report:
+def _leaving(report: Report, asked: Callable[[], int]) -> Report:
     """A report that leaves when the system wants the machine back: units go on from their last checkpoints."""
 
     def leaving(event: Event) -> None:

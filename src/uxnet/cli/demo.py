@@ -57,7 +57,7 @@ def run(
     out = Terminal()
     from uxnet.cli.evaluate import show
 
-    show(out, demo.network, [])
+    show(out, demo.network)
     if demo.intensity is not None:
         alone = demo.intensity.overall().dice.interval.mean
         ours = demo.network.overall().dice.interval.mean

@@ -66,16 +66,19 @@ def run(
 
     with reporting(Terminal(stderr=True), lines=False) as report:
         evaluation = evaluate_files(predicted, reference, labels=labels, tolerance_mm=tolerance_mm, empty=empty, report=report)
+    console = Terminal()
+    show(console, evaluation)  # first: what it took to find out is not lost where a file cannot be written
     if output:
         write_evaluation(output, evaluation)
     if csv:
         write_evaluation_csv(csv, evaluation)
-    show(Terminal(), evaluation, [path for path in (output, csv) if path])
+    for path in filter(None, (output, csv)):
+        console.print(f"written: {path}", soft_wrap=True, highlight=False, markup=False)
     return 1 if evaluation.failures else 0
 
 
-def show(console: Console, evaluation: Evaluation, written: list[Path]) -> None:
-    """Prints the table of an evaluation, its worst cases and its failures, and which files were written."""
+def show(console: Console, evaluation: Evaluation) -> None:
+    """Prints the table of an evaluation, its worst cases and its failures."""
     from rich.markup import escape
 
     if evaluation.cases:
@@ -90,8 +93,6 @@ def show(console: Console, evaluation: Evaluation, written: list[Path]) -> None:
     done, failed = len(evaluation.cases), len(evaluation.failures)
     total = f"{done} of {done + failed} cases evaluated" + (f", {failed} failed (not in the means above)" if failed else "")
     console.print(f"[{'red' if failed else 'green'}]{total}[/]", highlight=False)
-    for path in written:
-        console.print(f"written: {escape(str(path))}", soft_wrap=True, highlight=False)
 
 
 def _table(evaluation: Evaluation, interval_below: bool) -> Table:

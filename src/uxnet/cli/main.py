@@ -92,10 +92,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Preempted as error:
         print(f"uxnet {verb}: {printable(str(error))}", file=sys.stderr)
         return 75
-    except (KeyboardInterrupt, Cancelled):
-        print(f"uxnet {verb}: interrupted", file=sys.stderr)
+    except (KeyboardInterrupt, Cancelled) as error:
+        print(f"uxnet {verb}: {printable(str(error)) or 'interrupted'}", file=sys.stderr)
         return 130
-    except (UxnetError, OSError) as error:
+    except BrokenPipeError:
+        # Whoever read the output has closed it (| head): nothing to say, and nobody to say it to when Python flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        said = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        print(f"uxnet {verb}: {printable(said)}", file=sys.stderr)
+        return 1
+    except UxnetError as error:
         print(f"uxnet {verb}: {printable(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 

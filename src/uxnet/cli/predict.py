@@ -12,7 +12,7 @@ import tyro
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from uxnet.events import Report
+    from uxnet.events import Event, Report
     from uxnet.inference.scans import Scan
     from uxnet.inference.settings import Located, Mirror
     from uxnet.inference.unit import Outcome
@@ -116,7 +116,8 @@ def run(
     if skip_air and no_skip_air:
         raise UsageError("--skip-air and --no-skip-air contradict each other; give one of them, or none for the recipe's choice")
     described = read_models(models)
-    scans = find_scans(chosen.rest, len(described[0].channels))
+    found: list[Event] = []
+    scans = find_scans(chosen.rest, len(described[0].channels), found.append)
     located = _located(chosen, scans, region)
     settings = Settings(
         device=device,
@@ -132,6 +133,8 @@ def run(
         located=located,
     )
     with reporting(Terminal(stderr=True)) as report:
+        for event in found:
+            report(event)
         _say_what_is_taken(chosen, scans, located, box, report)
         outcomes = predict(
             models,

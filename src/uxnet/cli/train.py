@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from uxnet.errors import Preempted
+from uxnet.errors import Cancelled, Preempted
 from uxnet.events import Event, Progress, Report
 
 if TYPE_CHECKING:
@@ -102,8 +104,8 @@ def run(
         from uxnet.shipped import resolve
         from uxnet.training.engine import is_first_process
         from uxnet.training.run import train
-    asked = asked_to_leave()
-    with reporting(console) as report:
+    asked = asked_to_leave("SIGINT")
+    with reporting(console) as report, _interrupted(asked):
         model = train(
             dataset,
             chosen,
@@ -121,7 +123,7 @@ def run(
             cache=cache,
             workers=(os.cpu_count() or 1) if workers is None else workers,
             tensorboard=tensorboard,
-            stopping=asked,
+            stopping=lambda: asked() > 0,
             report=_leaving(report, asked),
         )
     if is_first_process():
@@ -129,16 +131,37 @@ def run(
     return 0
 
 
-def asked_to_leave() -> Callable[[], bool]:
-    """Listens for SIGTERM and SIGUSR1 from now on; what it returns says whether one has come."""
+def asked_to_leave(*more: str) -> Callable[[], int]:
+    """Listens for SIGTERM, SIGUSR1 and `more` from now on; what it returns tells the first that has come, else 0.
+
+    Ctrl-C (SIGINT) is listened for once: the second one stops the process as it always does.
+    """
     came: list[int] = []
-    for name in ("SIGTERM", "SIGUSR1"):
+
+    def hear(number: int, _: object) -> None:
+        came.append(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            print("\nstopping as soon as all is saved; press Ctrl-C again to stop at once", file=sys.stderr)
+
+    for name in ("SIGTERM", "SIGUSR1", *more):
         if hasattr(signal, name):  # Windows has no SIGUSR1
-            signal.signal(getattr(signal, name), lambda number, _: came.append(number))
-    return lambda: bool(came)
+            signal.signal(getattr(signal, name), hear)
+    return lambda: came[0] if came else 0
 
 
-def _leaving(report: Report, asked: Callable[[], bool]) -> Report:
+@contextlib.contextmanager
+def _interrupted(asked: Callable[[], int]) -> Iterator[None]:
+    """Who was stopped by Ctrl-C was interrupted, and is not to be started again by whoever starts preempted jobs again."""
+    try:
+        yield
+    except Preempted as error:
+        if asked() == signal.SIGINT:
+            raise Cancelled(str(error)) from error
+        raise
+
+
+def _leaving(report: Report, asked: Callable[[], int]) -> Report:
     """A report that leaves where nothing has to be saved: cases that are prepared stay, and before a validation all is saved."""
 
     def leaving(event: Event) -> None:

@@ -117,7 +117,7 @@ def check_dataset(manifest: Manifest, *, workers: int = 1, report: Report = sile
     problems += _unusual_spacings(manifest, facts)
     order = {case.name: n for n, case in enumerate(manifest.cases)}
     problems.sort(key=lambda p: (order[p.case], p.severity))
-    doubts = (Problem("", None, "warning", doubt) for doubt in doubtful_names(fingerprint))
+    doubts = (Problem("", None, "warning", doubt) for doubt in (*manifest.doubts, *doubtful_names(fingerprint)))
     return Inspection(manifest, (*problems, *_never_seen(manifest, facts), *doubts), fingerprint)
 
 

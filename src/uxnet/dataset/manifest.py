@@ -26,13 +26,14 @@ import numpy as np
 
 from uxnet.dataset.cases import Case, by_name, listed_cases, listed_paths, niftis, person_table, some
 from uxnet.dataset.challenges import Challenge, challenge_in
-from uxnet.errors import DatasetError, LabelsError, VolumeError
+from uxnet.errors import DatasetError, LabelsError, VolumeError, shortened
 from uxnet.io import CHANNEL_NAME, case_name, read_image, read_json, read_labels
 from uxnet.labels import Label, Labels, labels_from_dataset_json, labels_from_json
 
 __all__ = ["Case", "Manifest", "read_dataset", "some"]
 
 _ENDINGS = (".nii.gz", ".nii")
+_ASKED = 5  # images that are read to see how many channels there are
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Manifest:
     """A dataset: its cases by name, its labels and channels.
 
     `layout` is "decathlon", "nnunet", "folders", "feta", "flare" or "amos"; `grouped_by` is "person" where the layout, subjects.json
-    or a pattern says who is who, else "case". `left_out` is a sentence on cases that the folder has and the layout's rule leaves out.
+    or a pattern says who is who, else "case". `left_out` is a sentence on cases that the folder has and the layout's rule leaves out;
+    `doubts` are sentences on cases that may be missing.
     """
 
     root: Path
@@ -53,6 +55,7 @@ class Manifest:
     licence: str = ""
     reference: str = ""
     left_out: str = ""
+    doubts: tuple[str, ...] = ()
 
     @property
     def persons(self) -> tuple[str, ...]:
@@ -122,7 +125,22 @@ def read_dataset(root: str | Path, *, group_by: str | None = None) -> Manifest:
         licence=str(data.get("licence") or data.get("license") or ""),
         reference=str(data.get("reference") or (challenge and challenge.reference) or ""),
         left_out=challenge.left_out if challenge is not None else "",
+        doubts=_missing(root, data, cases),
     )
+
+
+def _missing(root: Path, data: Mapping[str, Any], cases: tuple[Case, ...]) -> tuple[str, ...]:
+    """Whether dataset.json counts other cases than there are, and whether images lie in its folder that it does not list."""
+    doubts = []
+    told = data.get("numTraining")
+    if isinstance(told, int) and told != len(cases):
+        doubts.append(f"dataset.json counts {told} training cases (numTraining), and {len(cases)} are here; is the copy whole?")
+    if "training" in data and (root / "imagesTr").is_dir():
+        listed = {image.resolve() for case in cases for image in case.images}
+        lone = [path.name for path in niftis(root / "imagesTr") if path.resolve() not in listed]
+        if lone:
+            doubts.append(f"in imagesTr, and not listed in dataset.json: {shortened(lone, 3)}; they are left out")
+    return tuple(doubts)
 
 
 def _is_nnunet(root: Path, data: Mapping[str, Any]) -> bool:
@@ -297,10 +315,11 @@ def _channel_names(where: Path, data: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _count_channels(cases: tuple[Case, ...]) -> int:
-    """What most cases have; one-file cases are judged by the first that can be read."""
+    """What most cases have; of one-file cases some are read, so that one odd file does not make the others wrong."""
     usual = Counter(len(case.images) for case in cases if case.images).most_common(1)[0][0]
+    found: list[int] = []
     for case in cases if usual == 1 else ():
-        if len(case.images) == 1:
+        if len(case.images) == 1 and len(found) < _ASKED:
             with contextlib.suppress(VolumeError):
-                return read_image(*case.images).channels
-    return usual
+                found.append(read_image(*case.images).channels)
+    return Counter(found).most_common(1)[0][0] if found else usual

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uxnet.errors import DatasetError, InputError, LabelsError
+from uxnet.errors import DatasetError, InputError, LabelsError, UsageError
 from uxnet.io import read_json
 from uxnet.labels import Label, Labels, labels_from_dataset_json, side_of
 
@@ -57,7 +57,7 @@ def choose_merge(folder: Path, given: str | None, words: Sequence[str], values: 
         InputError: if both a table and words are given, there is no such table, or it contradicts itself.
     """
     if given and words:
-        raise InputError("labels are said by a table (--merge) or one by one (--label), not by both")
+        raise UsageError("labels are said by a table (--merge) or one by one (--label), not by both")
     if words:
         return merge_from_words(words)
     description = folder / "dataset.json"
@@ -118,7 +118,7 @@ def merge_from_words(words: Sequence[str]) -> Merge:
     for number, word in enumerate(words, start=1):
         name, _, rest = word.rpartition("=")
         if not name.strip() or not re.fullmatch(r"\s*-?\d+\s*(\+\s*-?\d+\s*)*", rest):
-            raise InputError(f'--label "{word}": write NAME=VALUE or NAME=VALUE+VALUE, such as "left hippocampus=17"')
+            raise UsageError(f'--label "{word}": write NAME=VALUE or NAME=VALUE+VALUE, such as "left hippocampus=17"')
         for value in map(int, rest.split("+")):
             if value in table:
                 raise InputError(f'--label "{word}": the value {value} belongs to {names[table[value]]!r} already')

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uxnet.errors import RecipeError
+from uxnet.errors import RecipeError, UsageError
 from uxnet.geometry import Geometry, axis_order, resampled
 from uxnet.volume import Volume
 
@@ -94,18 +94,19 @@ def synthesis_from_words(words: Sequence[str]) -> Synthesis:
     """Settings from KEY=VALUE; the others stay as they are.
 
     Raises:
-        RecipeError: if a word cannot be read, or names no setting; the message names them all.
+        UsageError: if a word cannot be read, or names no setting; the message names them all.
+        RecipeError: if a value is out of its range.
     """
     known = [field.name for field in fields(Synthesis)]
     given: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or key.strip() not in known:
-            raise RecipeError(f"{word!r} sets nothing; write KEY=VALUE, with one of {', '.join(known)}")
+            raise UsageError(f"{word!r} sets nothing; write KEY=VALUE, with one of {', '.join(known)}")
         try:
             given[key.strip()] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"{key.strip()}: {value!r} is no number") from error
+            raise UsageError(f"{key.strip()}: {value!r} is no number") from error
     return Synthesis(**given)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from uxnet.dataset.cases import by_name, listed_cases, niftis, person_table, some
 from uxnet.dataset.merging import Merge, brain_values, choose_merge, freesurfer_pairs, named_pairs, one_sided
 from uxnet.dataset.synthesis import EDITION, Scheme, Synthesis, anatomy, synthetic
-from uxnet.errors import DatasetError, InputError
+from uxnet.errors import DatasetError, InputError, UsageError
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.geometry import axis_order
 from uxnet.io import case_name, read_json, read_labels, sha256, write_image, write_json, write_labels
@@ -89,9 +89,9 @@ def synthesise(
     """
     folder, out, settings = Path(folder), Path(out), settings or Synthesis()
     if not 1 <= images_per_map <= _MOST:
-        raise InputError(f"{images_per_map} images a label map: between 1 and {_MOST} can be made")
+        raise UsageError(f"{images_per_map} images a label map: between 1 and {_MOST} can be made")
     if seed < 0 or (spacing_mm is not None and not 0 < spacing_mm < float("inf")):
-        raise InputError(f"the seed must be at least 0 and the spacing above 0 mm, not {seed} and {spacing_mm}")
+        raise UsageError(f"the seed must be at least 0 and the spacing above 0 mm, not {seed} and {spacing_mm}")
     paths = find_label_maps(folder)
     if out.resolve() == folder.resolve():
         raise InputError(f"{out}: the images need a folder of their own, not that of the label maps")

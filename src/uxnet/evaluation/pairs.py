@@ -124,7 +124,7 @@ def labels_from_values(references: Iterable[Path]) -> Labels:
 
 
 def _by_name(path: Path) -> dict[str, list[Path]]:
-    files: Sequence[Path] = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and is_nifti(p))
+    files: Sequence[Path] = [path] if path.is_file() else sorted(p for p in path.iterdir() if is_nifti(p) and not p.is_dir())
     if not files:
         raise InputError(f"{path}: there is no NIfTI file (.nii.gz or .nii) in this folder")
     named: dict[str, list[Path]] = {}

@@ -21,7 +21,7 @@ from uxnet.experiments.best_fold import model_to_begin_with
 from uxnet.experiments.crossval_unit import Unit, rounded
 from uxnet.io import atomic
 from uxnet.model import read_model
-from uxnet.recipe import Network, Recipe, load_recipe, recipe_to_toml, same_recipe, toml_value
+from uxnet.recipe import Network, Recipe, load_recipe, other_keys, recipe_to_toml, toml_value
 
 PROTOCOL = "5x80-10-10"
 """Of the split, where none is there or given."""
@@ -144,7 +144,7 @@ def make_units(
         raise DatasetError("no fold is named; leave the folds out to take all")
     for fold in chosen:
         if not 0 <= fold < len(split.folds):
-            raise DatasetError(f"{out / 'split.json'}: it has the folds 0 to {len(split.folds) - 1}, not {fold}")
+            raise UsageError(f"{out / 'split.json'}: it has the folds 0 to {len(split.folds) - 1}, not {fold}")
     budgeted, said = _with_budget(recipe, budget, threads)
     common = {
         "recipe": recipe.name,
@@ -271,8 +271,8 @@ def refuse_another_recipe(path: Path, recipe: Recipe) -> None:
     Raises:
         InputError: if another one is there.
     """
-    if path.exists() and not same_recipe(load_recipe(path), recipe):
-        raise InputError(f"{path}: the cross-validation there has another recipe; go on with that one, or choose another folder")
+    if path.exists() and (other := other_keys(load_recipe(path), recipe)):
+        raise InputError(f"{path}: the cross-validation there has another recipe ({other}); go on with that one, or choose another folder")
 
 
 def chosen_split(

@@ -114,7 +114,10 @@ def predict(
             outcomes[outcome.name] = outcome
             _tell(outcome, outcomes, len(units), crew, report)
     ordered = [outcomes[unit.scan.name] for unit in units]
-    _write_summary(out / f"{stem}.json", ordered, paths, described, made_of, crew)
+    try:
+        _write_summary(out / f"{stem}.json", ordered, paths, described, made_of, crew)
+    except OSError as error:  # on a full disk the scans' outcomes are still worth being told
+        report(Warn(f"{out / stem}.json: cannot be written ({error.strerror or error}); {stem}.jsonl tells what was done"))
     return ordered
 
 

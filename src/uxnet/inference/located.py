@@ -33,6 +33,7 @@ from uxnet.volume import Source, Volume
 
 SIDES = ("left", "right")
 _CUT_OFF = 0.1  # the share of a crop that may lie outside the scan without a word
+_LARGEST_MM = 5000.0  # nobody is that large
 _UNEQUAL = 2.0  # one side so many times as large as the other is worth a look
 
 
@@ -191,7 +192,9 @@ def are_whole(scans: Sequence[Scan], whole: Whole) -> bool:
             geometry = read_geometry(scan.files[0])
         except VolumeError:
             continue
-        extents[scan.name] = max(n * mm for n, mm in zip(geometry.shape, geometry.spacing_mm, strict=True))
+        extent = max(n * mm for n, mm in zip(geometry.shape, geometry.spacing_mm, strict=True))
+        if extent < _LARGEST_MM:  # a header in other units is no reason to leave the others; it fails by itself
+            extents[scan.name] = extent
     large = [name for name, extent in extents.items() if extent > whole.largest_crop_mm]
     small = [name for name in extents if name not in large]
     if large and small:

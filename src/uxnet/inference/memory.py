@@ -147,7 +147,10 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
     if not match or match.group(2) not in _UNITS or float(match.group(1)) <= 0:
         raise UsageError(f"{text!r} is no amount of memory; write for example 4GB, 512MB or 1.5GiB")
-    return int(float(match.group(1)) * _UNITS[match.group(2)])
+    size = int(float(match.group(1)) * _UNITS[match.group(2)])
+    if not match.group(2) and size < 1_000_000:
+        raise UsageError(f"{text!r} is no amount of memory but {size} bytes; write the unit, for example {match.group(1)}GB")
+    return size
 
 
 def in_gb(size: int) -> str:

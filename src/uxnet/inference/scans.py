@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from uxnet.errors import InputError
+from uxnet.errors import InputError, UsageError, shortened
+from uxnet.events import Report, Warn, silent
 from uxnet.io import CHANNEL_NAME, case_name, is_nifti, misfit, read_json
+
+_OTHERS = (".dcm", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd")  # images in formats that are not read
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Scan:
     files: tuple[Path, ...]
 
 
-def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
+def find_scans(inputs: Sequence[Path], channels: int, report: Report = silent) -> list[Scan]:
     """The scans that files and folders name.
 
     A folder gives every NIfTI file in it (not in folders below). Where the model takes several channels, files named NAME_0000,
@@ -27,16 +30,24 @@ def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
     every file is a scan, and NAME_0000 is called NAME unless a neighbour's name ends in another such number (case numbers, as in
     amos_0004). A .json file is a manifest: {"name": "file"} or {"name": ["channel 0", "channel 1"]}, its paths relative to it.
 
+    Images of other formats in a folder are warned of.
+
     Raises:
-        InputError: if a path does not exist, a folder holds no NIfTI file, channels are missing, or two scans have the same name.
+        InputError: if a path does not exist, a folder holds no NIfTI file, or channels are missing.
+        UsageError: if two scans have the same name.
     """
     scans: list[Scan] = []
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.is_file() and is_nifti(p))
+            # A link that leads nowhere is a scan, too: one that will fail by name, and not one that nobody misses.
+            found = sorted(p for p in path.iterdir() if is_nifti(p) and not p.is_dir())
+            others = sorted(p.name for p in path.iterdir() if p.name.lower().endswith(_OTHERS))
             if not found:
-                raise InputError(f"{path}: there is no NIfTI file (.nii, .nii.gz) in this folder")
+                hint = f"; convert {shortened(others, 3)}, DICOM by dcm2niix for example" if others else ""
+                raise InputError(f"{path}: there is no NIfTI file (.nii, .nii.gz) in this folder{hint}")
+            if others:
+                report(Warn(f"{path}: left out, since only NIfTI is read: {shortened(others, 3)}"))
             files += found
         elif path.suffix == ".json" and path.is_file():
             scans += _manifest(path)
@@ -49,7 +60,7 @@ def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
     twice = [name for name, count in names.items() if count > 1]
     if twice:
         clashing = [str(f) for scan in scans if scan.name == twice[0] for f in scan.files]
-        raise InputError(
+        raise UsageError(
             f"{len(twice)} output names would be written twice; the first is {twice[0]}.nii.gz, from {' and '.join(clashing)}. "
             "Rename the inputs or segment them into different folders"
         )

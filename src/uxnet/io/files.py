@@ -30,8 +30,11 @@ def atomic(path: Path) -> Iterator[Path]:
     suffix = path.name[-len(".nii.gz") :] if path.name.lower().endswith(".nii.gz") else path.suffix
     temporary = path.with_name(f".{path.name.removesuffix(suffix)}.{secrets.token_hex(4)}.part{suffix}")
     # As readable as any other file of the user's: the system takes the umask off, which could be asked for only by changing it.
-    with temporary.open("xb") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    try:
+        with temporary.open("xb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # whoever reads it knows nothing of the temporary file
     try:
         yield temporary
         temporary.chmod(mode)  # some writers put a file for their owner only in its place

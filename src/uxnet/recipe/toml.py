@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from uxnet.errors import RecipeError, UsageError
+from uxnet.errors import RecipeError, UsageError, shortened
 from uxnet.recipe.settings import Network, Recipe, check
 
 
@@ -84,9 +84,23 @@ def recipe_to_toml(recipe: Recipe) -> str:
     return tomli_w.dumps(recipe_to_dict(recipe))
 
 
-def same_recipe(a: Recipe, b: Recipe) -> bool:
-    """Whether two recipes are one as files: a list in TOML is as good as a tuple in a recipe made in Python."""
-    return recipe_to_toml(a) == recipe_to_toml(b)
+def other_keys(there: Recipe, here: Recipe) -> str:
+    """In which keys two recipes differ as files, with both values; empty where they are one (a list in TOML is as good as a tuple)."""
+    a, b = _leaves(recipe_to_dict(there)), _leaves(recipe_to_dict(here))
+    differ = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+    return shortened((f"{key} is {a.get(key, 'not set')} there and {b.get(key, 'not set')} here" for key in differ), 3)
+
+
+def _leaves(value: Any, key: str = "") -> dict[str, Any]:
+    """Dotted keys -> values, as TOML writes them."""
+    parts: Iterable[tuple[str, Any]]
+    if isinstance(value, dict):
+        parts = value.items()
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        parts = ((str(n), item) for n, item in enumerate(value))
+    else:
+        return {key: tomli_w.dumps({"": value}).partition("=")[2].strip()}
+    return {name: leaf for part, item in parts for name, leaf in _leaves(item, f"{key}.{part}".lstrip(".")).items()}
 
 
 def with_network(recipe: Recipe, name: str) -> Recipe:

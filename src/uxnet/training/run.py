@@ -15,17 +15,17 @@ from torch import nn
 
 from uxnet.dataset.cache import CachedCase, build_cache
 from uxnet.dataset.check import Inspection, check_dataset, refuse_errors, same_scans
-from uxnet.dataset.folds import Fold, split_for
+from uxnet.dataset.folds import Fold, split_for, write_split
 from uxnet.dataset.manifest import Case, Manifest, read_dataset
 from uxnet.dataset.sides import check_trained_sides
-from uxnet.errors import Cancelled, CheckpointError, DatasetError, RecipeError, UxnetError
+from uxnet.errors import Cancelled, CheckpointError, RecipeError, UsageError, UxnetError
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.inference.engine_torch import TorchEngine, stage_network
 from uxnet.inference.segment import segment
 from uxnet.io import alone, atomic, read_geometry, read_image, read_json, write_json, write_labels
 from uxnet.labels import Label, Labels
 from uxnet.model import read_model, warn_of_leaks
-from uxnet.recipe import Recipe, Stage, load_recipe, recipe_to_toml, same_recipe
+from uxnet.recipe import Recipe, Stage, load_recipe, other_keys, recipe_to_toml
 from uxnet.training.begin import begin_from
 from uxnet.training.board import require_tensorboard
 from uxnet.training.budget import clock, within_budget
@@ -329,8 +329,11 @@ def _refuse_another_run(out: Path, recipe: Recipe, resume: bool) -> None:
         return
     if not resume:
         raise CheckpointError(f"{out}: there is a run already; go on with it by --resume, or choose another folder")
-    if not same_recipe(load_recipe(file), recipe):
-        raise CheckpointError(f"{out}: the run there has another recipe ({file}); resume it with that one, or choose another folder")
+    if other := other_keys(load_recipe(file), recipe):
+        raise CheckpointError(
+            f"{out}: the run there has another recipe ({other}; {file}); resume it with that one, or begin another run, with this one's "
+            "weights by --init-from"
+        )
 
 
 def _refuse_another_beginning(out: Path, origin: Mapping[str, Any] | None) -> None:
@@ -366,9 +369,11 @@ def _begin(out: Path, recipe: Recipe, resume: bool, report: Report) -> None:
 
 
 def _fold(manifest: Manifest, inspection: Inspection, file: Path, protocol: str | None, seed: int, fold: int, report: Report) -> Fold:
-    split = split_for(manifest, file, inspection.class_presence(), protocol=protocol, seed=seed, report=report)
+    split = split_for(manifest, file, inspection.class_presence(), protocol=protocol, seed=seed, write=False, report=report)
     if not 0 <= fold < len(split.folds):
-        raise DatasetError(f"{file}: it has the folds 0 to {len(split.folds) - 1}, not {fold}")
+        raise UsageError(f"{file}: it has the folds 0 to {len(split.folds) - 1}, not {fold}")
+    if not file.exists():
+        write_split(file, split)
     return split.folds[fold]
 
 
