@@ -288,6 +288,33 @@ def test_the_same_files_give_the_same_bytes(folders, tmp_path):
     assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
 
 
+def test_cases_that_the_model_was_trained_on_are_counted(folders, tiny_model, tmp_path):
+    """A model of the dataset Tiny, trained on its case a."""
+
+    def warnings():
+        events = []
+        evaluate_files(*folders, report=collect(events))
+        return [event.message for event in events if isinstance(event, Warn)]
+
+    assert warnings() == []
+    write_json(folders[0] / "predict.json", {"models": [{"file": str(tiny_model())}, {"file": "gone.uxnet"}, {}]})
+    assert warnings() == []  # whose cases these are is not said, but by the folder's name
+    description = tmp_path / "data" / "dataset.json"
+    write_json(description, json.loads(description.read_text()) | {"name": "Tiny"})
+    (warning,) = warnings()
+    assert "was trained on 1 of these 5 cases (a): their scores do not say how good it is on others" in warning
+    write_json(folders[0] / "predict.json", {"models": "none"})
+    assert warnings() == []
+
+
+def test_a_narrow_terminal_keeps_the_names_of_classes(folders, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    evaluate(*folders)
+    shown = capsys.readouterr().out
+    assert "kidney" in shown
+    assert "cyst" in shown
+
+
 # -- the command line ------------------------------------------------------------------------------------------------------
 
 

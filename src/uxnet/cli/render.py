@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -13,10 +14,19 @@ from uxnet.errors import printable
 from uxnet.events import Event, Note, Progress, Report, Warn
 
 _SECONDS_BETWEEN_LINES = 15.0
+_NARROWEST = 76
 
 
 class Terminal(Console):
-    """A console on which no name, label or message out of someone else's file can steer the terminal."""
+    """A console on which no name, label or message out of someone else's file can steer the terminal.
+
+    A narrow one is written to as if it were wider: its lines break then, where a table would have lost the names in its rows.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        if self.width < _NARROWEST:
+            self.width = _NARROWEST
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """Everything that is printed comes this way, in pieces: the console's own control codes, and text."""

@@ -11,6 +11,7 @@ from typing import Any
 from uxnet.errors import InputError, UxnetError
 from uxnet.evaluation.metrics import METRICS, ClassMetrics, Empty, Outcome, case_metrics, check_settings
 from uxnet.evaluation.pairs import Failure, Pair, find_labels_file, find_pairs, labels_from_values, refuse_other_names
+from uxnet.evaluation.seen import warn_of_seen
 from uxnet.evaluation.statistics import CONFIDENCE, RESAMPLES, SEED, Interval, bootstrap_mean, mean_of_counted
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.io import atomic, read_labels, read_labels_file, write_json
@@ -185,6 +186,7 @@ def evaluate_files(
         report(Note("labels: no labels.json or dataset.json was found, so the classes are named after the values in the references"))
     if predicted.resolve() == reference.resolve():
         report(Warn(f"{predicted}: predictions and references are the same files, so every score is perfect; check the two paths"))
+    warn_of_seen(predicted, reference, (name for name, _, _ in found.pairs), report)
     for path in found.unused:
         report(Warn(f"{path}: there is no reference for this prediction; it does not count"))
     result = evaluate_pairs(found.pairs, names, tolerance_mm=tolerance_mm, empty=empty, report=report)
