@@ -82,7 +82,7 @@ def test_a_word_is_a_path_before_it_is_a_name(tmp_path, tiny_model, monkeypatch)
     assert chosen.whole is None
     assert resolve(Path("tiny"), box) == box / "tiny.uxnet"
     assert resolve(file, box) == file
-    with pytest.raises(ModelError, match=r"there is no model 'tinny' in .*box \(tiny\); give one of them, or a \.uxnet file"):
+    with pytest.raises(UsageError, match=r"there is no model 'tinny' in .*box \(tiny\); give one of them, or a \.uxnet file"):
         resolve(Path("tinny"), box)
     with pytest.raises(InputError, match=r"no model: there is no file tinny, and no model of that name in .*box \(tiny\)"):
         choose([Path("tinny"), scan], box)
@@ -128,7 +128,7 @@ def test_python_takes_a_name_too(tmp_path, tiny_model, monkeypatch):
     monkeypatch.setattr("uxnet.shipped.BOX", tmp_path)
     monkeypatch.chdir(tmp_path)
     assert uxnet.load_model("tiny", device="cpu").labels.classes == ("bright", "dark")
-    with pytest.raises(ModelError, match=r"there is no model 'tinny' in the box \(tiny\)"):
+    with pytest.raises(UsageError, match=r"there is no model 'tinny' in the box \(tiny\)"):
         uxnet.load_model("tinny")
 
 

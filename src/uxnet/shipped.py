@@ -165,10 +165,9 @@ def model_file(name: str, box: Path | None = None) -> Path:
     Raises:
         ModelError: if there is none of that name; the message lists those that there are.
     """
-    path = (box or BOX) / f"{name}.uxnet"
     if name not in names(box):
-        raise ModelError(f"there is no model {name!r} {in_the_box(box)}; give one of them, or a .uxnet file")
-    return path
+        raise ModelError(no_such(name, box))
+    return (box or BOX) / f"{name}.uxnet"
 
 
 def read_card(name: str, box: Path | None = None) -> Card:
@@ -224,7 +223,8 @@ def resolve(word: Path, box: Path | None = None) -> Path:
     or folder.
 
     Raises:
-        ModelError: if it is a name and there is no such model, or a folder of that name hides it.
+        UsageError: if it is a name and there is no such model.
+        ModelError: if a folder of that name hides it.
     """
     if of_run := _of_run(word):
         return of_run
@@ -232,7 +232,14 @@ def resolve(word: Path, box: Path | None = None) -> Path:
         return word
     if word.exists():
         raise ModelError(_hidden(word, box) if word.name in names(box) else f"{word}: a folder is no model; give a .uxnet file")
+    if word.name not in names(box):
+        raise UsageError(no_such(word.name, box))
     return model_file(word.name, box)
+
+
+def no_such(name: str, box: Path | None) -> str:
+    """What is said to whoever names a model that there is not."""
+    return f"there is no model {name!r} {in_the_box(box)}; give one of them, or a .uxnet file"
 
 
 def _of_run(word: Path) -> Path | None:

@@ -49,7 +49,7 @@ def test_what_is_wrong_is_said_before_anything_begins(tiny_dataset, tmp_path, ca
     common = ["crossval", tiny_dataset, "--recipe", "phantom", "-o", tmp_path / "cv"]
     for more, code, words in (
         (["--folds", "x"], 2, "--folds 'x'"),
-        (["--folds", "5"], 1, "folds 0 to 4"),
+        (["--folds", "5"], 2, "folds 0 to 4"),
         (["--variant", "a=vnet"], 2, "there is no network 'vnet'"),
         (["--tolerance-mm", "-1"], 2, "tolerance_mm is -1"),
         (["--networks", "unet,unet"], 2, "two networks are called unet"),

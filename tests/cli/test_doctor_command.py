@@ -105,7 +105,7 @@ def test_a_real_network_quickly(capsys):
     [
         (("--recipe", "none"), 2),
         (("--network", "none"), 2),
-        (("--device", "abacus"), 1),
+        (("--device", "abacus"), 2),
         (("--rounds", "0"), 2),
         (("--precision", "float16", "--device", "cpu"), 1),
     ],

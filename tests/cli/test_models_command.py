@@ -74,7 +74,7 @@ def test_a_folder_that_hides_a_model_is_said(capsys, tmp_path, box, monkeypatch)
 def test_whatever_takes_a_model_takes_names(capsys, tmp_path, tiny_dataset, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(tiny_dataset)
-    assert run(*command) == 1
+    assert run(*command) == 2
     assert "there is no model 'nothing' in the box (hippocampus, hippocampus_localiser)" in capsys.readouterr().err
 
 
@@ -82,7 +82,7 @@ def test_names_that_are_not_there(capsys, box, tmp_path):
     assert run("models", "--box", tmp_path) == 0
     assert "there is no model in" in capsys.readouterr().out
     for command in (["models", "nothing"], ["info", "nothing"], ["predict", "nothing", tmp_path / "a.nii.gz", "-o", tmp_path / "out"]):
-        assert run(*command, "--box", box) == 1
+        assert run(*command, "--box", box) == 2
         assert "(finder, thing)" in capsys.readouterr().err
 
 

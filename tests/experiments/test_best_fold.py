@@ -3,7 +3,7 @@
 import pytest
 from made_records import made_record, write_records
 
-from uxnet.errors import InputError, ModelError, UsageError
+from uxnet.errors import InputError, UsageError
 from uxnet.events import Note
 from uxnet.experiments.best_fold import model_to_begin_with
 
@@ -40,7 +40,7 @@ def test_of_several_networks_one_is_named(tmp_path):
 
 def test_what_is_no_cross_validation_is_a_file_or_a_name(tmp_path):
     assert model_to_begin_with(tmp_path / "model.uxnet") == tmp_path / "model.uxnet"
-    with pytest.raises(ModelError, match="nowhere"):
+    with pytest.raises(UsageError, match="nowhere"):
         model_to_begin_with(type(tmp_path)("nowhere"))
 
 

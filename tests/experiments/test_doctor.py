@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from uxnet.errors import DeviceError
+from uxnet.errors import DeviceError, UsageError
 from uxnet.events import Progress
 from uxnet.experiments import doctor, layers
 from uxnet.experiments.doctor import Examined, Way, examine, machine, one_of_each
@@ -233,7 +233,7 @@ def test_a_wrong_network_is_told():
 def test_devices_and_precisions_that_are_not_here():
     with pytest.raises(DeviceError):
         examine(nn.Conv3d(1, 1, 1), (1, 1, 2, 2, 2), title="", device="cpu", precisions=["float16"])
-    with pytest.raises(DeviceError):
+    with pytest.raises(UsageError):
         machine("abacus")
 
 

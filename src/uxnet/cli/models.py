@@ -55,7 +55,7 @@ def run(
     from uxnet.cli.render import Terminal
     from uxnet.errors import UsageError, printable
     from uxnet.recipe import to_plain
-    from uxnet.shipped import in_the_box, read_card
+    from uxnet.shipped import in_the_box, names, no_such, read_card
 
     console = Terminal()
     if make or records or facts or output:
@@ -67,6 +67,8 @@ def run(
         console.print(f"written: {output / name}.uxnet and {output / name}.toml", soft_wrap=True, highlight=False)
         _print_card(console, name, card)
         return 0
+    if name and name not in names(box):
+        raise UsageError(no_such(name, box))
     cards, broken = ({name: read_card(name, box)}, []) if name else _cards(box)
     if json:
         told = [{"name": one, "bytes": _bytes(one, box), **to_plain(card)} for one, card in cards.items()]

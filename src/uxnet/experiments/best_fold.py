@@ -22,9 +22,8 @@ def model_to_begin_with(path: Path, report: Report = silent) -> Path:
         report: hears which fold was taken.
 
     Raises:
-        ModelError: if there is no such model in the box.
         InputError: if a record in the folder is damaged, none has a validation, or the chosen fold's model is not there any more.
-        UsageError: if the folder has several networks and none is named, or not that one.
+        UsageError: if there is no such model in the box, or the folder has several networks and none is named, or not that one.
     """
     if _records(path):
         return _best(path, None, report)
