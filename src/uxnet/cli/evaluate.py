@@ -66,7 +66,7 @@ def run(
 
     with reporting(Terminal(stderr=True), lines=False) as report:
         evaluation = evaluate_files(predicted, reference, labels=labels, tolerance_mm=tolerance_mm, empty=empty, report=report)
-    console = Terminal()
+    console = Terminal(at_least=76)
     show(console, evaluation)  # first: what it took to find out is not lost where a file cannot be written
     if output:
         write_evaluation(output, evaluation)

@@ -60,7 +60,7 @@ def run(
         inspection = check_dataset(manifest, workers=workers, report=report)
     if output:
         write_json(output, inspection.to_dict())
-    _print(Terminal(), inspection, output)
+    _print(Terminal(at_least=76), inspection, output)
     return 1 if inspection.errors else 0
 
 

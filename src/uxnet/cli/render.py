@@ -14,19 +14,20 @@ from uxnet.errors import printable
 from uxnet.events import Event, Note, Progress, Report, Warn
 
 _SECONDS_BETWEEN_LINES = 15.0
-_NARROWEST = 76
 
 
 class Terminal(Console):
     """A console on which no name, label or message out of someone else's file can steer the terminal.
 
-    A narrow one is written to as if it were wider: its lines break then, where a table would have lost the names in its rows.
+    Args:
+        at_least: columns that are written even if the terminal has fewer: its lines break then, where a table that does not know what to
+            do with so little room would lose the names in its rows.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, at_least: int = 0, **settings: Any) -> None:
         super().__init__(**settings)
-        if self.width < _NARROWEST:
-            self.width = _NARROWEST
+        if self.width < at_least:
+            self.width = at_least
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """Everything that is printed comes this way, in pieces: the console's own control codes, and text."""
