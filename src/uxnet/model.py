@@ -170,6 +170,11 @@ def read_model(path: Path) -> Model:
     return Model(recipe, labels, tuple(description["channels"]), description["provenance"], description, path)
 
 
+def reordered(theirs: Sequence[str], ours: Sequence[str]) -> bool:
+    """Whether two lists of channels are the same names in another order: one name for another is one thing (MR, T1), this another image."""
+    return list(theirs) != list(ours) and sorted(theirs) == sorted(ours)
+
+
 def seen_by(models: Iterable[Model]) -> list[dict[str, Any]]:
     """The cases whose labels had a part in models' weights, their own and those of what they began with or learnt from, by dataset.
 

@@ -75,14 +75,14 @@ def find_pairs(predicted: Path, reference: Path) -> Pairs:
 def find_labels_file(predicted: Path, reference: Path) -> Path | None:
     """The file that says what the values mean: `labels.json`, else `dataset.json`, in the references' folder, else in the one above;
     else `labels.json` in the predictions' folder, else None."""
-    references = _folder(reference)
+    references = folder_of(reference)
     places = [folder / name for folder in (references, references.parent) for name in ("labels.json", "dataset.json")]
     return next((place for place in (*places, predictions_labels_file(predicted)) if place.is_file()), None)
 
 
 def predictions_labels_file(predicted: Path) -> Path:
     """Where `uxnet predict` says what the values of the predictions mean."""
-    return _folder(predicted) / "labels.json"
+    return folder_of(predicted) / "labels.json"
 
 
 def refuse_other_names(labels: Labels, file: Path, predicted: Path) -> None:
@@ -143,5 +143,6 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", " ", name).strip().lower()
 
 
-def _folder(path: Path) -> Path:
+def folder_of(path: Path) -> Path:
+    """The folder that label maps lie in: of a folder itself, of a file the one it is in."""
     return (path if path.is_dir() else path.parent).resolve()

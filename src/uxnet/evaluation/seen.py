@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from uxnet.errors import InputError, shortened
+from uxnet.evaluation.pairs import folder_of
 from uxnet.events import Report, Warn
 from uxnet.io import read_json
 from uxnet.model import cases_seen, read_model
@@ -21,8 +22,8 @@ def warn_of_seen(predicted: Path, reference: Path, cases: Iterable[str], report:
         predicted, reference: label maps, or folders of them.
         cases: the names of those that are scored.
     """
-    dataset, names = _dataset_of(_folder(reference)), set(cases)
-    for file in _models_of(_folder(predicted)):
+    dataset, names = _dataset_of(folder_of(reference)), set(cases)
+    for file in _models_of(folder_of(predicted)):
         try:
             model = read_model(file)
         except InputError:
@@ -30,10 +31,6 @@ def warn_of_seen(predicted: Path, reference: Path, cases: Iterable[str], report:
         if seen := sorted(names & cases_seen(model, dataset)):
             which = f"{len(seen)} of these {len(names)} cases ({shortened(seen, 3)})"
             report(Warn(f"{file.name} was trained on {which}: their scores do not say how good it is on others"))
-
-
-def _folder(path: Path) -> Path:
-    return path.parent if path.is_file() else path
 
 
 def _models_of(folder: Path) -> list[Path]:
@@ -48,10 +45,10 @@ def _models_of(folder: Path) -> list[Path]:
 
 def _dataset_of(folder: Path) -> str | None:
     """The name of the dataset whose references lie in a folder, as `read_dataset` reads it."""
-    for root in (folder, folder.resolve().parent):
+    for root in (folder, folder.parent):
         try:
             data = read_json(root / "dataset.json")
         except InputError:
             continue
-        return str(data.get("name") or data.get("dataset_name") or root.resolve().name)
+        return str(data.get("name") or data.get("dataset_name") or root.name)
     return None

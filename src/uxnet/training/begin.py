@@ -12,7 +12,7 @@ from uxnet.dataset.manifest import Manifest
 from uxnet.errors import ModelError
 from uxnet.events import Note, Report, Warn
 from uxnet.io import sha256
-from uxnet.model import read_model, read_weights, seen_by
+from uxnet.model import read_model, read_weights, reordered, seen_by
 from uxnet.networks.build import other_settings
 from uxnet.networks.transfer import init_from, tied_to_channels
 from uxnet.recipe import Recipe
@@ -38,7 +38,7 @@ def begin_from(
         ModelError: if the model is damaged, has other networks, or nothing of it fits.
     """
     model = read_model(path)
-    if model.channels != manifest.channel_names and sorted(model.channels) == sorted(manifest.channel_names):
+    if reordered(model.channels, manifest.channel_names):
         there, here = ", ".join(model.channels), ", ".join(manifest.channel_names)
         report(Warn(f"{path.name} has the channels in another order ({there}) than {manifest.name} ({here}): each begins as another"))
     new_labels = model.labels.classes != manifest.labels.classes

@@ -14,7 +14,7 @@ from uxnet.errors import RecipeError
 from uxnet.events import Note, Report
 from uxnet.inference.engine_torch import trained_network
 from uxnet.io import sha256
-from uxnet.model import Model, read_model
+from uxnet.model import Model, read_model, reordered
 from uxnet.recipe import Recipe, Stage
 from uxnet.training.engine import TrainingEngine
 
@@ -74,9 +74,8 @@ def _teacher(model: Model, stage: Stage, manifest: Manifest) -> nn.Module:
     (theirs, *more) = model.recipe.stages
     if more or theirs.prior:
         raise RecipeError(f"{model.path}: works in two stages; a teacher answers for the whole in one")
-    a, b = model.channels, tuple(manifest.channel_names)
-    # One name for another is one thing (MR, T1); the same names in another order are others' images.
-    if len(a) != len(b) or (a != b and sorted(a) == sorted(b)):
+    a, b = model.channels, manifest.channel_names
+    if len(a) != len(b) or reordered(a, b):
         raise RecipeError(f"{model.path}: takes the channels {', '.join(a)}, {manifest.name} has {', '.join(b)}")
     if (model.labels.classes, bool(model.labels.regions)) != (manifest.labels.classes, bool(manifest.labels.regions)):
         raise RecipeError(f"{model.path}: has other labels than {manifest.name}; a teacher must answer in the same")
