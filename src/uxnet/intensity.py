@@ -26,7 +26,7 @@ _ORDINARY = 40  # powers of 2: beyond, squares and differences leave what float3
 
 # Padding is a single value at an end, so many times the range of the rest away from it, and of more than so many voxels. Dark values are
 # bounded by air or nothing, and what lies far below them was not measured. Bright ones may have been: metal, contrast, what saturates.
-_EXTREME = -LOWEST * 0.99
+_EXTREME = 0.99 * -LOWEST  # some write 3.4e38
 _LOW_ENDS = tuple(-(2.0**bits) for bits in (15, 31, 63))  # of types of whole numbers: nobody measures them
 _HIGH_ENDS = tuple(2.0**bits - less for bits in (15, 16, 31, 32) for less in (0, 1))  # as they are, or rounded to float32
 _SATURATED = tuple(2.0**bits - 1 for bits in range(1, 15))
@@ -156,7 +156,7 @@ def normaliser(channel: NDArray[Any], intensity: Intensity, name: str = "image")
     """
     measured = measure(channel)
     low, high = measured.low, measured.high
-    if not max(abs(low), abs(high)) <= _FLOAT.max:
+    if not max(abs(low), abs(high)) <= float(_FLOAT.max):
         raise VolumeError(f"{name}: its values are not finite or do not fit float32 ({low:g} to {high:g}); replace or scale them")
     ends = np.array([low, high], dtype=np.float32)
     if intensity.clip:
@@ -292,9 +292,14 @@ def _few(channel: NDArray[Any]) -> NDArray[np.float64]:
     return channel[(slice(None, None, step),) * channel.ndim].astype(np.float64).ravel()
 
 
+def _is_extreme(value: float) -> bool:
+    """Of a type of floats: no share of the voxels is too small for it to be padding."""
+    return _EXTREME <= abs(value) <= -LOWEST or abs(value) == np.finfo(np.float64).max
+
+
 def _may_be_below(low: float, few: NDArray[np.float64]) -> bool:
     """Whether the least value could be padding, by few voxels between the ends."""
-    if low <= -_EXTREME:
+    if low < 0 and _is_extreme(low):
         return True
     if low in _NOTHING:
         return False
@@ -310,7 +315,7 @@ def _far_below(low: float, rest: NDArray[Any], times: float) -> bool:
 def _share_below(channel: NDArray[Any], low: float, high: float) -> float:
     """The share of the voxels that are padding, of the least value that might be some; 0 if it is none."""
     share = float(np.count_nonzero(channel == low)) / channel.size
-    if low <= -_EXTREME:
+    if low < 0 and _is_extreme(low):
         return share
     if low not in _LOW_ENDS and share <= _SHARE:
         return 0.0
@@ -321,7 +326,7 @@ def _share_below(channel: NDArray[Any], low: float, high: float) -> float:
 
 def _may_be_above(high: float, few: NDArray[np.float64]) -> bool:
     """Whether the largest value could be padding, by few voxels between the ends."""
-    if high >= _EXTREME:
+    if high > 0 and _is_extreme(high):
         return True
     if high in _NOTHING or high in _SATURATED:
         return False
@@ -332,7 +337,7 @@ def _may_be_above(high: float, few: NDArray[np.float64]) -> bool:
 def _share_above(channel: NDArray[Any], low: float, high: float) -> float:
     """As `_share_below`; between padding and the rest there is nothing, and it reaches the edge."""
     share = float(np.count_nonzero(channel == high)) / channel.size
-    if high >= _EXTREME:
+    if high > 0 and _is_extreme(high):
         return share
     if share <= _SHARE:
         return 0.0
