@@ -186,7 +186,7 @@ def _whole_numbers(file: File, report: Report) -> NDArray[Any]:
     if rounded:
         report(
             Warn(
-                f"{file.path}: {rounded} of its labels are off whole numbers by up to {furthest:.2g}, as its header's scaling explains "
+                f"{file.path}: {rounded} voxels are off whole numbers by up to {furthest:.2g}, as its header's scaling explains "
                 f"(scl_slope {file.slope:.4g}); they are rounded; save label maps as whole numbers, unscaled"
             )
         )
