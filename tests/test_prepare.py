@@ -398,3 +398,56 @@ def test_an_absurd_spacing_is_refused_by_name(mm):
         prepare(volume, Preparation(spacing_mm=(1.0, 1.0, 1.0)))
     # Where nothing is resampled, it is nobody's business.
     assert prepare(volume, Preparation())[0].shape == (1, 4, 4, 4)
+
+
+def box_of(value, channels=1, dtype=np.float32):
+    array = np.random.default_rng(0).uniform(50, 200, (channels, 10, 9, 8)).astype(dtype)
+    array[0, :3] = value
+    return Volume(array, Geometry((10, 9, 8), np.eye(4)))
+
+
+def warned(volume, *intensity, spacing=()):
+    words = []
+    image, _ = prepare(volume, Preparation(intensity=intensity, spacing_mm=spacing), report=lambda event: words.append(event.message))
+    return image, words
+
+
+@pytest.mark.parametrize("scale", ["zscore", "percentile", "none"])
+@pytest.mark.parametrize("spacing", [(), (1.4, 1.0, 1.0)])
+def test_padding_is_told_once_and_does_not_spread_by_resampling(scale, spacing):
+    volume = box_of(-32768, dtype=np.int16)
+    image, words = warned(volume, Intensity(scale=scale), spacing=spacing)
+    assert len(words) == 1
+    assert re.search("memory: 30 % of the voxels are -32768, far from the others", words[0])
+    dark, _ = warned(volume.with_array(np.maximum(volume.array, 0)), Intensity(clip=(0.0, 1000.0), scale="none"), spacing=spacing)
+    assert image.min() >= (0 if scale == "none" else -3)
+    if scale == "none":
+        np.testing.assert_allclose(image, dark)
+
+
+def test_padding_of_one_channel_names_it():
+    _, words = warned(box_of(-32768, channels=2), Intensity())
+    assert len(words) == 1
+    assert "memory: of channel 0, 30 % of the voxels are -32768" in words[0]
+
+
+@pytest.mark.parametrize("scale", ["zscore", "percentile", "range", "none"])
+def test_a_scan_of_which_nothing_is_left_is_refused_by_name(scale):
+    volume = box_of(60)
+    dim = volume.with_array(volume.array * np.float32(1e-26))
+    for one, clip in ((volume, (-100.0, 40.0)), (dim, (1.0, 250.0))):
+        with pytest.raises(VolumeError, match=r"memory: its values .* all the same once they are clipped"):
+            warned(one, Intensity(clip=clip, scale=scale))
+        # Beside another channel that shows something it is said, as a constant one is.
+        both = one.with_array(np.concatenate((one.array, volume.array)))
+        image, words = warned(both, Intensity(clip=clip, scale=scale), Intensity())
+        assert image[1].std() > 0.5
+        assert len(words) == 1
+        assert "memory: channel 0: its values" in words[0]
+
+
+def test_a_scan_that_is_constant_but_for_padding_is_refused_by_name():
+    array = np.full((1, 10, 9, 8), 7, np.float32)
+    array[0, :3] = np.finfo(np.float32).min
+    with pytest.raises(VolumeError, match="memory: besides its padding every voxel is 7"):
+        warned(Volume(array, Geometry((10, 9, 8), np.eye(4))), Intensity())

@@ -8,7 +8,7 @@ What happened on the way out is kept in a `Trail`, a small value that the way ba
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uxnet.errors import VolumeError
+from uxnet.events import Report, Warn, silent
 from uxnet.geometry import AxisOrder, Box, Geometry, axis_order, full_box, resampled
-from uxnet.intensity import normaliser, one_each
+from uxnet.intensity import Normaliser, normaliser, one_each
 from uxnet.labels import Labels
 from uxnet.recipe import Preparation
 from uxnet.resample import mapping, resample, resample_labels
@@ -55,7 +56,7 @@ class Trail:
         return self.box.apply_to(self.grid)
 
 
-def prepare(volume: Volume, preparation: Preparation, threads: int = 1) -> tuple[Image, Trail]:
+def prepare(volume: Volume, preparation: Preparation, threads: int = 1, report: Report = silent) -> tuple[Image, Trail]:
     """A scan as the network wants it.
 
     Beside the scan and the result, only slabs are in memory; but for intensities that ask for percentiles or deviations of other
@@ -65,13 +66,14 @@ def prepare(volume: Volume, preparation: Preparation, threads: int = 1) -> tuple
         volume: an image, (C, I, J, K), of any type of numbers.
         preparation: orientation, spacing, intensity and crop.
         threads: that work on slabs side by side.
+        report: hears a Warn of padding (see intensity.py), and of a channel beside others of which nothing is left to be seen.
 
     Returns:
         The image, (C, I', J', K') float32, on the grid `trail.prepared`; and the trail back.
 
     Raises:
         VolumeError: if the number of channels and of intensity entries do not fit, or the scan's spacing is absurd beside the one asked
-            for.
+            for, or values are not finite, or a scan that is not constant has no spread but for its padding and within the window.
     """
     entries = one_each(volume.channels, preparation.intensity, volume.name)
     order = axis_order(volume.geometry, preparation.orientation)
@@ -79,12 +81,13 @@ def prepare(volume: Volume, preparation: Preparation, threads: int = 1) -> tuple
     grid = _grid(order.apply_to(volume.geometry), preparation, volume.name)
     box = _crop_box(oriented, order.apply_to(volume.geometry), grid, preparation.crop_above)
     trail = Trail(volume.geometry, volume.source, order, grid, box)
+    normalisers = [normaliser(channel, entry, volume.name) for channel, entry in zip(oriented, entries, strict=True)]
+    _judge(normalisers, volume.name, report)
 
     spline = 3 if preparation.interpolation == "cubic" else 1
     image = np.empty((volume.channels, *trail.prepared.shape), dtype=np.float32)
-    for into, channel, entry in zip(image, oriented, entries, strict=True):
-        ranged = normaliser(channel, entry)
-        resample(channel, trail.oriented, trail.prepared, spline, ranged=ranged, out=into, threads=threads)
+    for into, channel, one in zip(image, oriented, normalisers, strict=True):
+        resample(channel, trail.oriented, trail.prepared, spline, ranged=one.apply, out=into, threads=threads)
     return image, trail
 
 
@@ -117,6 +120,19 @@ def restore(indices: Indices, trail: Trail, labels: Labels, interpolation: str =
     where = covered(trail)
     part = resample_labels(indices, trail.prepared, where.apply_to(trail.oriented), interpolation)
     return _finish(labels.decode(part), where, trail, labels)
+
+
+def _judge(normalisers: Sequence[Normaliser], name: str, report: Report) -> None:
+    """Warns of padding; refuses a scan of which nothing is left to be seen, and warns where that is one channel of several."""
+    several = len(normalisers) > 1
+    for number, one in enumerate(normalisers):
+        for told in one.measured.told():
+            report(Warn(f"{name}: {f'of channel {number}, ' if several else ''}{told}"))
+    empty = {number: one.empty for number, one in enumerate(normalisers) if one.empty}
+    if empty and all(one.empty or one.measured.flat for one in normalisers):
+        raise VolumeError(f"{name}: {next(iter(empty.values()))}")
+    for number, why in empty.items():
+        report(Warn(f"{name}: channel {number}: {why}"))
 
 
 def _grid(oriented: Geometry, preparation: Preparation, name: str) -> Geometry:

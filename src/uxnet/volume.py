@@ -13,6 +13,11 @@ from uxnet.geometry import Geometry
 
 Image = NDArray[np.float32]
 
+LOWEST = float(np.finfo(np.float32).min)
+NOT_FINITE = float(np.nextafter(np.float32(LOWEST), np.float32(0)))
+"""What stands in an image for padding that is not finite in its file (NaN outside the body): the lowest number but one, so that nothing
+has to fear NaN; no scanner gives it, and `intensity.padding_of` finds it."""
+
 
 @dataclass(frozen=True)
 class Source:

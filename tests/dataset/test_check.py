@@ -154,6 +154,46 @@ def test_a_header_that_contradicts_itself_is_warned_of_by_its_file(tmp_path):
     assert inspection.errors == ()
 
 
+def test_padding_is_warned_of_and_counts_in_no_figure(tmp_path):
+    decathlon(tmp_path, ["a", "b", "c"])
+    sound = check(tmp_path).fingerprint
+    for n, (name, value) in enumerate({"a": -32768, "b": np.nan}.items()):
+        path = tmp_path / f"imagesTr/{name}.nii.gz"
+        scan = nib.load(path)
+        array = np.concatenate([np.full((3, *scan.shape[1:]), value, np.float32), image(n)[3:].astype(np.float32)])
+        save(path, array)
+    inspection = check(tmp_path)
+    assert inspection.errors == ()
+    warned = [p for p in inspection.warnings if p.case]
+    assert [p.path.name for p in warned] == ["a.nii.gz", "b.nii.gz"]
+    assert "of the voxels are -32768, far from the others" in warned[0].message
+    assert "not finite (NaN or infinite), in one piece at its edge" in warned[1].message
+    for before, now in zip(sound.cases, inspection.fingerprint.cases, strict=True):
+        for figure in ("minimum", "median", "mean", "std"):
+            assert getattr(now.intensities[0], figure) == pytest.approx(getattr(before.intensities[0], figure), rel=0.3, abs=5)
+
+
+def test_an_image_of_nothing_but_padding_and_one_value_is_an_error(tmp_path):
+    decathlon(tmp_path, ["a", "b"])
+    array = np.full(image(0).shape, 7, np.float32)
+    array[:2] = np.finfo(np.float32).min
+    save(tmp_path / "imagesTr/a.nii.gz", array)
+    (error,) = check(tmp_path).errors
+    assert "besides its padding every voxel of the image is 7" in error.message
+
+
+def test_labels_that_are_rounded_are_warned_of(tmp_path):
+    decathlon(tmp_path, ["a"])
+    path = tmp_path / "labelsTr/a.nii.gz"
+    labels = nib.load(path)
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    nib.save(nib.Nifti1Image(labels.get_fdata(), labels.affine, header), path)
+    inspection = check(tmp_path)
+    assert inspection.errors == ()
+    assert any("are off whole numbers by up to" in p.message and p.path == path for p in inspection.warnings)
+
+
 def test_the_same_image_twice_is_no_leak_within_a_person(tmp_path):
     decathlon(tmp_path, ["p1_a", "p1_b"])
     save(tmp_path / "imagesTr/p1_b.nii.gz", image(0))

@@ -552,12 +552,29 @@ def test_labels_of_a_scan_of_several_channels(tmp_path, shape):
     assert nib.load(made).shape == (6, 5, 4)
 
 
-def test_a_handedness_left_at_zero_is_written_as_the_one_it_means(tmp_path):
-    """Some programs leave pixdim[0] at 0; nibabel repairs that while reading."""
-    scan = patch(save(tmp_path / "scan.nii", blocks()), {76: ("<f4", 0)})
-    write_labels(tmp_path / "labels.nii", read_image(scan).with_array(blocks()[np.newaxis]))
-    patch(scan, {76: ("<f4", 1)})
-    assert_same_space(tmp_path / "labels.nii", scan)
+FAULTS = {
+    "handedness of 0": {76: ("<f4", 0)},
+    "handedness of -7": {76: ("<f4", -7)},
+    "negative spacing": {80: ("<f4", (0.7, -0.9, 2.5))},
+    "spacing of 0": {88: ("<f4", 0)},
+    "spacing of NaN": {88: ("<f4", np.nan)},
+    "codes that nobody knows": {252: ("<i2", (-1, 7))},
+    "a quaternion that is too long": {256: ("<f4", (0.7072, 0.7072, 0))},
+    "another size of the header": {0: ("<i4", 0)},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_wrong_in_a_header_is_repeated_too(tmp_path, capfd, fault):
+    """Other programs mend it otherwise than nibabel does; whatever they do, they are to do it to the label map as well."""
+    scan = patch(save(tmp_path / "scan.nii", blocks(), sform=(OBLIQUE, 1), qform=(OBLIQUE, 1)), FAULTS[fault])
+    like = read_image(scan)
+    write_labels(tmp_path / "labels.nii", like.with_array(blocks()[np.newaxis]))
+    write_probabilities(tmp_path / "probs.nii", np.zeros((2, 6, 5, 4), np.uint8), like, ["a", "b"])
+    np.testing.assert_array_equal(read_labels(tmp_path / "labels.nii").array[0], blocks())
+    assert capfd.readouterr() == ("", "")  # nibabel has its own words for it, without the file's name
+    for made in ("labels.nii", "probs.nii"):
+        assert_same_space(tmp_path / made, scan)
 
 
 def test_what_belongs_to_the_image_is_not_repeated(tmp_path):

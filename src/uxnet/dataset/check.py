@@ -17,11 +17,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from uxnet.dataset.fingerprint import CaseFacts, Fingerprint, intensities_of
+from uxnet.dataset.fingerprint import CaseFacts, Fingerprint, Intensities, intensities_of
 from uxnet.dataset.manifest import Case, Manifest
 from uxnet.dataset.organs import doubtful_names
 from uxnet.errors import DatasetError, VolumeError, shortened
 from uxnet.events import Event, Note, Progress, Report, Warn, silent
+from uxnet.intensity import Measured, measure, without_padding
 from uxnet.io import read_image, read_labels
 from uxnet.jobs import work
 from uxnet.labels import Labels
@@ -90,9 +91,9 @@ def check_dataset(manifest: Manifest, *, workers: int = 1, report: Report = sile
 
     Errors: a file that is missing or cannot be read (with values that are not finite, or no affine), an image without a label map
     or the reverse, label values that are no whole numbers or no labels, grids of image and label map that differ, an image that is
-    constant, another number of channels than the dataset's. Warnings: a header that contradicts itself, a label map without
-    foreground, a constant channel beside others that are not, the same image under two names, a spacing far from the others', a
-    class that no case shows, organs whose volumes do not fit their names.
+    constant (but for padding), another number of channels than the dataset's. Warnings: a header that is doubtful, padding among the
+    intensities, labels that were rounded, a label map without foreground, a constant channel beside others that are not, the same
+    image under two names, a spacing far from the others', a class that no case shows, organs whose volumes do not fit their names.
 
     Args:
         workers: processes to read with; 1 reads in this one. A process holds one case in memory at a time.
@@ -189,8 +190,10 @@ def check_case(case: Case, labels: Labels, channels: int) -> tuple[list[Problem]
         label_map = read_labels(case.labels, functools.partial(warned, paths=(case.labels,))) if case.labels else None
     except VolumeError as error:
         note(case.labels, str(error))
+    measured: list[Measured] = []
     if image is not None:
-        _check_image(image, case.images[0], channels, note)
+        measured = [measure(channel) for channel in image.array]
+        _check_image(image, measured, case.images[0], channels, note)
     counts: dict[int, int] = {}
     if label_map is not None:
         counts = _check_labels(label_map, case.labels, labels, note)
@@ -199,7 +202,7 @@ def check_case(case: Case, labels: Labels, channels: int) -> tuple[list[Problem]
         note(case.labels, _grids_differ(image, label_map))
     if image is None:
         return problems, None
-    return problems, _facts(case, image, label_map, counts, labels, same_grid=same)
+    return problems, _facts(case, image, measured, label_map, counts, labels, same_grid=same)
 
 
 def relative(path: Path, root: Path) -> str:
@@ -207,12 +210,16 @@ def relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _check_image(image: Volume, path: Path, channels: int, note: Callable[..., None]) -> None:
+def _check_image(image: Volume, measured: Sequence[Measured], path: Path, channels: int, note: Callable[..., None]) -> None:
     if image.channels != channels:
         note(path, f"the image has {_plural(image.channels, 'channel')}, the dataset has {channels}; add or remove channels")
-    flat = image.constant_channels()
+    for number, one in enumerate(measured):
+        for told in one.told():
+            note(path, told if image.channels == 1 else f"of channel {number}, {told}", "warning")
+    flat = [number for number, one in enumerate(measured) if one.flat]
     if len(flat) == image.channels:
-        note(path, f"every voxel of the image is {image.array.flat[0]:g}, so it shows nothing; export it again")
+        besides = "besides its padding " if measured[0].padding else ""
+        note(path, f"{besides}every voxel of the image is {measured[0].low:g}, so it shows nothing; export it again")
     elif flat:
         note(path, f"channel {', '.join(map(str, flat))} of the image is constant; is it missing?", "warning")
 
@@ -249,7 +256,16 @@ def _grids_differ(image: Volume, label_map: Volume) -> str:
     return f"the grids of label map and image differ: {difference}; resample the label map to the image, or correct the affines"
 
 
-def _facts(case: Case, image: Volume, label_map: Volume | None, counts: Mapping[int, int], labels: Labels, *, same_grid: bool) -> CaseFacts:
+def _facts(
+    case: Case,
+    image: Volume,
+    measured: Sequence[Measured],
+    label_map: Volume | None,
+    counts: Mapping[int, int],
+    labels: Labels,
+    *,
+    same_grid: bool,
+) -> CaseFacts:
     voxels: dict[str, int] = {}
     millilitres = 0.0
     if label_map is not None:
@@ -259,14 +275,14 @@ def _facts(case: Case, image: Volume, label_map: Volume | None, counts: Mapping[
     if label_map is not None and same_grid:
         inside = np.isin(label_map.array[0], [label.value for label in labels.foreground])
         if inside.any():
-            foreground = tuple(intensities_of(channel[inside]) for channel in image.array)
+            foreground = tuple(_intensities(channel[inside], one) for channel, one in zip(image.array, measured, strict=True))
     return CaseFacts(
         name=case.name,
         shape=image.geometry.shape,
         spacing_mm=image.geometry.spacing_mm,
         orientation=image.geometry.orientation,
         channels=image.channels,
-        intensities=tuple(intensities_of(channel) for channel in image.array),
+        intensities=tuple(_intensities(channel, one) for channel, one in zip(image.array, measured, strict=True)),
         foreground=foreground,
         voxels=voxels,
         volumes_ml={name: n * millilitres for name, n in voxels.items()},
@@ -274,6 +290,11 @@ def _facts(case: Case, image: Volume, label_map: Volume | None, counts: Mapping[
         labels_sha256="" if label_map is None else _digest(label_map.array),
         affine_ras=tuple(tuple(map(float, row)) for row in image.geometry.affine_ras),
     )
+
+
+def _intensities(voxels: NDArray[np.floating[Any]], measured: Measured) -> Intensities:
+    kept = without_padding(voxels, measured)
+    return intensities_of(kept if kept.size else voxels)
 
 
 def _whose(manifest: Manifest) -> Note | Warn:

@@ -16,7 +16,7 @@ from uxnet.geometry import Shape, Spacing
 
 @dataclass(frozen=True)
 class Intensities:
-    """The distribution of one channel's voxels, in the image's own units; `p00_5` is the 0.5th percentile."""
+    """The distribution of one channel's voxels but for padding, in the image's own units; `p00_5` is the 0.5th percentile."""
 
     minimum: float
     p00_5: float

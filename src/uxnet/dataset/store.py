@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from uxnet.errors import DatasetError
 from uxnet.io import atomic, read_json, write_json
 
-VERSION = 3
+VERSION = 4  # of what is in the files: raised where the same scan and recipe would be prepared otherwise
 _ALIGN = 64  # also the length of a key
 _PIECE = 1 << 20
 

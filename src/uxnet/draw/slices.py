@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from uxnet.errors import InputError
 from uxnet.geometry import Box, axis_order
+from uxnet.intensity import measure, without_padding
 from uxnet.labels import Labels
 from uxnet.volume import Volume
 
@@ -55,8 +56,9 @@ def best_slice(volume: Volume, plane: Plane, background: int = 0) -> int:
 
 
 def robust_limits(volume: Volume, channel: int = 0) -> Limits:
-    """An intensity window (low, high): the 0.5th and 99.5th percentile."""
+    """An intensity window (low, high): the 0.5th and 99.5th percentile of what is no padding."""
     values = volume.array[channel]
+    values = without_padding(values, measure(values))
     low, high = np.percentile(values[np.isfinite(values)], (0.5, 99.5))
     return float(low), float(high) if high > low else float(low) + 1.0
 

@@ -138,7 +138,7 @@ def evaluate_pairs(
     cases, failures = [], []
     for done, (name, predicted, reference) in enumerate(pairs, 1):
         try:
-            maps = (read_labels(predicted), read_labels(reference, report))
+            maps = (read_labels(predicted, report), read_labels(reference, report))
             case = CaseMetrics(name, predicted, reference, case_metrics(*maps, labels, tolerance_mm=tolerance_mm, empty=empty))
             cases.append(case)
             dice = case.mean("dice")

@@ -33,10 +33,10 @@ def make_ready(volume: Volume, stage: Stage, threads: int = 1, report: Report = 
     """A scan, prepared as the first stage asks.
 
     Raises:
-        VolumeError: if the scan's channels do not fit the recipe.
+        VolumeError: as `prepare`.
     """
     started = time.perf_counter()
-    image, trail = prepare(volume, stage.prepare, threads)
+    image, trail = prepare(volume, stage.prepare, threads, report)
     report(Spent("prepare", time.perf_counter() - started))
     return Ready(volume, image, trail)
 

@@ -23,6 +23,11 @@ CHANNEL_NAME = re.compile(r"(.+)_(\d{4})")
 
 SUFFIXES = (".nii.gz", ".nii")
 
+# What says where voxels are: of the spacing the axes of space and the handedness before them.
+_PLACE = ["sform_code", "qform_code", "xyzt_units", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"]
+_PLACE += ["srow_x", "srow_y", "srow_z"]
+_SPACING = slice(0, 4)
+
 _SLAB = 1 << 23  # bytes that are written at a time
 _DESCRIPTION = 79  # bytes that the header has for it, and one that ends it
 
@@ -43,7 +48,8 @@ def case_name(path: Path) -> str:
 def write_labels(path: str | Path, volume: Volume) -> None:
     """Writes a label map, whole or not at all; the type of its array is kept.
 
-    Where `volume` came from a NIfTI file, its sform, qform, their codes and units are repeated exactly.
+    Where `volume` came from a NIfTI file, its sform, qform, spacing, their codes and units are repeated exactly, faults and all: whatever
+    a program makes of the scan's header, it makes the same of the label map's.
 
     Raises:
         VolumeError: if the file cannot be written, or the array is no single channel of integers.
@@ -134,12 +140,21 @@ def _image(array: NDArray[Any], volume: Volume) -> Any:
         image.set_sform(volume.geometry.affine_ras, code="scanner")
         image.set_qform(volume.geometry.affine_ras, code="scanner")
         return image
-    kind = nib.Nifti1Image if len(raw) == 348 else nib.Nifti2Image
-    header = kind.header_class(raw, check=False)
+    kind = nib.Nifti1Image if len(raw) == nib.Nifti1Header.sizeof_hdr else nib.Nifti2Image
+    source, clean = kind.header_class(raw, check=False), kind.header_class()
+    header = source.copy()
+    # What nibabel would mend, and say so without the file's name. It is put back afterwards.
+    for field in ("sizeof_hdr", "magic", "vox_offset", *_PLACE):
+        header[field] = clean[field]
+    header["pixdim"][_SPACING] = 1
     header.set_data_dtype(array.dtype)
     header.set_data_shape(array.shape)
     header["intent_code"], header["intent_name"] = 0, b""
     header["cal_min"], header["cal_max"] = 0, 0
     header.set_slope_inter(None, None)
     # No affine is handed over: nibabel would round the header's own sform and qform through it.
-    return kind(array, None, header)
+    image = kind(array, None, header)
+    for field in _PLACE:
+        image.header[field] = source[field]
+    image.header["pixdim"][_SPACING] = source["pixdim"][_SPACING]
+    return image
