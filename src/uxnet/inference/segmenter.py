@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from uxnet.inference.precision import trusted
 from uxnet.inference.segment import Ready, make_ready, segment, with_inference
 from uxnet.inference.settings import PLAIN, Settings
 from uxnet.inference.stitch import Engine
-from uxnet.io import read_image, write_probabilities
+from uxnet.io import mapped_array, read_image, write_probabilities
 from uxnet.labels import Labels
 from uxnet.model import Model, read_model
 from uxnet.shipped import resolve
@@ -212,9 +211,9 @@ def _probability_file(path: str | Path | None, ready: Ready, model: Model) -> It
     shape = (model.labels.out_channels, *ready.volume.geometry.shape)
     folder = Path(path).parent
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder, prefix=".probabilities.") as file:
-        # Channel after channel, each as NIfTI stores it.
-        stored = np.memmap(file, dtype=np.uint8, mode="w+", shape=shape[:1] + shape[:0:-1])
+    # Channel after channel, each as NIfTI stores it.
+    stored, file = mapped_array(shape[:1] + shape[:0:-1], np.uint8, folder, str(path))
+    with file:
         probabilities = stored.transpose(0, 3, 2, 1)
         yield probabilities
         names = model.labels.classes if model.labels.regions else ("background", *model.labels.classes)
