@@ -587,9 +587,16 @@ def test_another_model_or_setting_is_refused_before_anything_is_done(tiny_model,
     with pytest.raises(InputError, match=rf"0\.nii\.gz: exists already, and it was made with .*{words}.*3 such outputs.*--overwrite"):
         predict([model], find_scans([folder], 1), out, settings=settings, workers=0)
     assert written(out) == before
-    threads = replace(PLAIN, threads=1, sharing=3, cache=tmp_path)  # none of these decides anything
-    outcomes = predict([tiny_model()], find_scans([folder], 1), out, settings=threads, workers=0)
+    # Of these only the number of threads can change a voxel now and then: it is told.
+    events, threads = [], replace(PLAIN, threads=3, sharing=3, cache=tmp_path)
+    outcomes = predict([tiny_model()], find_scans([folder], 1), out, settings=threads, workers=0, report=events.append)
     assert statuses(outcomes) == {"0": "already", "1": "already", "2": "already", "3": "done"}
+    told = json.loads((out / "predict.json").read_text())["scans"]
+    assert [(one["name"], one["threads"]) for one in told] == [(n, PLAIN.cores) for n in "012"] + [("3", 3)]
+    assert events[-1] == Note("3 of 4 were done already, 3 of them on other numbers of threads than 3, which may change a voxel")
+    events.clear()
+    predict([tiny_model()], find_scans([folder], 1), out, settings=replace(threads, threads=PLAIN.cores), workers=0, report=events.append)
+    assert events[-1].message.startswith("4 of 4 were done already, 1 of them on other")
 
 
 def test_an_interrupted_call_is_taken_up_wherever_it_was_stopped(segmenter, tmp_path, monkeypatch):
