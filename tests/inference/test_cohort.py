@@ -548,7 +548,7 @@ def test_a_correction_of_the_same_size_is_found_when_its_turn_comes(segmenter, d
     outcomes = predict(segmenter, find_scans([folder], 1), out)
     assert statuses(outcomes) == {"0": "already", "1": "failed", "2": "already"}
     assert "1.nii.gz: it is not what was written there" in outcomes[1].error
-    assert "--overwrite" in outcomes[1].error
+    assert "have it overwritten" in outcomes[1].error
     assert (out / "1.nii.gz").read_bytes() == blob
 
 
@@ -559,7 +559,7 @@ def test_a_changed_input_fails_unless_it_may_overwrite(segmenter, done):
     outcomes = predict(segmenter, find_scans([folder], 1), out)
     assert statuses(outcomes) == {"0": "already", "1": "failed", "2": "already"}
     assert str(folder / "1.nii.gz") in outcomes[1].error
-    assert "--overwrite" in outcomes[1].error
+    assert "have it overwritten" in outcomes[1].error
     assert written(out) == before
     assert statuses(predict(segmenter, find_scans([folder], 1), out, overwrite=True))["1"] == "done"
     assert np.array_equal(nib.load(out / "1.nii.gz").dataobj, segmenter.segment(folder / "1.nii.gz").array[0])
