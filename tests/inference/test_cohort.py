@@ -547,7 +547,7 @@ def test_a_correction_of_the_same_size_is_found_when_its_turn_comes(segmenter, d
     (out / "1.nii.gz").write_bytes(blob)
     outcomes = predict(segmenter, find_scans([folder], 1), out)
     assert statuses(outcomes) == {"0": "already", "1": "failed", "2": "already"}
-    assert "1.nii.gz: it is not what was written there" in outcomes[1].error
+    assert "1.nii.gz: someone changed it since it was written there" in outcomes[1].error
     assert "have it overwritten" in outcomes[1].error
     assert (out / "1.nii.gz").read_bytes() == blob
 

@@ -150,7 +150,7 @@ def is_done(outputs: Sequence[Path], record: Record | None, key: str, source: Pa
         return False
     foreign = [path for path in changed if not is_torn(path)]
     if foreign:
-        raise InputError(f"{foreign[0]}: it is not what was written there, someone changed it; choose another folder, or have it overwritten")
+        raise InputError(f"{foreign[0]}: someone changed it since it was written there; choose another folder, or have it overwritten")
     if record and record["key"] != key and len(changed) < len(there):
         raise InputError(f"{source}: it has changed since {there[0]} was made from it; choose another folder, or have it overwritten")
     return False
