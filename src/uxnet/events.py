@@ -6,6 +6,7 @@ point and leaves everything that it had finished in order.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -55,3 +56,9 @@ Report = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """The `report` of those who do not want to hear."""
+
+
+def as_warnings(event: Event) -> None:
+    """The `report` of those who said nothing about it: warnings become Python's own, which are shown unless someone turned that off."""
+    if isinstance(event, Warn):
+        warnings.warn(event.message, stacklevel=2)

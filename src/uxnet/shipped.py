@@ -116,11 +116,29 @@ class Whole:
 
 
 @dataclass(frozen=True)
+class Domain:
+    """What scans a model was made for. What is empty is not checked.
+
+    sides_mm: of the extent of a scan, from its shortest side to its longest: (least, greatest) of each of the three.
+    spacing_mm: (least, greatest) side of a voxel.
+    hounsfield: of each channel, whether its values are Hounsfield units (CT, air at -1000); None where neither can be said.
+    """
+
+    sides_mm: tuple[Range, ...] = ()
+    spacing_mm: Range | None = None
+    hounsfield: tuple[bool | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.sides_mm) not in (0, 3):
+            raise RecipeError(f"sides_mm: expected the ranges of three sides, got {len(self.sides_mm)}")
+
+
+@dataclass(frozen=True)
 class Card:
     """What everyone should know who uses a model; TOML on disk.
 
     sha256: of the model's file.
-    input: what it expects.
+    input: what it expects, in words; `domain` says it in numbers, by which scans are checked.
     made_by: the commands, in their order.
     """
 
@@ -137,6 +155,7 @@ class Card:
     not_for: str = NOT_A_DEVICE
     limits: tuple[str, ...] = ()
     made_by: tuple[str, ...] = ()
+    domain: Domain | None = None
     whole: Whole | None = None
     schema: int = field(default=SCHEMA)
 
@@ -213,7 +232,7 @@ def choose(words: Sequence[Path], box: Path | None = None) -> Chosen:
     if not models:
         raise _no_model(words, box)
     files = tuple(model_file(word.name, box) if word in boxed else word for word in models)
-    cards = [(file.parent, _card_of(file, here)) for file in files]
+    cards = [(file.parent, card_of(file, here)) for file in files]
     whole, found_in = next(((card.whole, folder) for folder, card in cards if card and card.whole), (None, here))
     return Chosen(files, tuple(word for word in words if word not in models), whole, found_in)
 
@@ -254,8 +273,13 @@ def in_the_box(box: Path | None = None) -> str:
     return f"{where} ({', '.join(names(box)) or 'it is empty'})"
 
 
-def _card_of(file: Path, box: Path) -> Card | None:
-    """The card of a model's file: every one in the box must have one; elsewhere what lies beside it may be anything."""
+def card_of(file: Path, box: Path | None = None) -> Card | None:
+    """The card of a model's file: every one in the box must have one; elsewhere what lies beside it may be anything.
+
+    Raises:
+        ModelError: if the card of a model in the box is not as it should be.
+    """
+    box = box or BOX
     if file.parent.resolve() == box.resolve() and file.stem in names(box):
         return read_card(file.stem, box)
     try:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uxnet.geometry import Geometry
+from uxnet.labels import Labels
 
 Image = NDArray[np.float32]
 
@@ -35,6 +36,8 @@ class Source:
 class Volume:
     """An array (C, I, J, K) on a grid. Images are float32 and may have several channels; label maps are integers with C = 1.
 
+    labels: what the values of a label map mean, where whoever made it knows.
+
     Raises:
         ValueError: if the array's last three axes are not the geometry's.
     """
@@ -42,6 +45,7 @@ class Volume:
     array: NDArray[Any]
     geometry: Geometry
     source: Source | None = None
+    labels: Labels | None = None
 
     def __post_init__(self) -> None:
         if self.array.ndim != 4 or self.array.shape[1:] != self.geometry.shape:

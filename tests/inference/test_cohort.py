@@ -547,8 +547,8 @@ def test_a_correction_of_the_same_size_is_found_when_its_turn_comes(segmenter, d
     (out / "1.nii.gz").write_bytes(blob)
     outcomes = predict(segmenter, find_scans([folder], 1), out)
     assert statuses(outcomes) == {"0": "already", "1": "failed", "2": "already"}
-    assert "1.nii.gz: it is not what was written there" in outcomes[1].error
-    assert "--overwrite" in outcomes[1].error
+    assert "1.nii.gz: someone changed it since it was written there" in outcomes[1].error
+    assert "have it overwritten" in outcomes[1].error
     assert (out / "1.nii.gz").read_bytes() == blob
 
 
@@ -559,7 +559,7 @@ def test_a_changed_input_fails_unless_it_may_overwrite(segmenter, done):
     outcomes = predict(segmenter, find_scans([folder], 1), out)
     assert statuses(outcomes) == {"0": "already", "1": "failed", "2": "already"}
     assert str(folder / "1.nii.gz") in outcomes[1].error
-    assert "--overwrite" in outcomes[1].error
+    assert "have it overwritten" in outcomes[1].error
     assert written(out) == before
     assert statuses(predict(segmenter, find_scans([folder], 1), out, overwrite=True))["1"] == "done"
     assert np.array_equal(nib.load(out / "1.nii.gz").dataobj, segmenter.segment(folder / "1.nii.gz").array[0])
@@ -587,9 +587,16 @@ def test_another_model_or_setting_is_refused_before_anything_is_done(tiny_model,
     with pytest.raises(InputError, match=rf"0\.nii\.gz: exists already, and it was made with .*{words}.*3 such outputs.*--overwrite"):
         predict([model], find_scans([folder], 1), out, settings=settings, workers=0)
     assert written(out) == before
-    threads = replace(PLAIN, threads=1, sharing=3, cache=tmp_path)  # none of these decides anything
-    outcomes = predict([tiny_model()], find_scans([folder], 1), out, settings=threads, workers=0)
+    # Of these only the number of threads can change a voxel now and then: it is told.
+    events, threads = [], replace(PLAIN, threads=3, sharing=3, cache=tmp_path)
+    outcomes = predict([tiny_model()], find_scans([folder], 1), out, settings=threads, workers=0, report=events.append)
     assert statuses(outcomes) == {"0": "already", "1": "already", "2": "already", "3": "done"}
+    told = json.loads((out / "predict.json").read_text())["scans"]
+    assert [(one["name"], one["threads"]) for one in told] == [(n, PLAIN.cores) for n in "012"] + [("3", 3)]
+    assert events[-1] == Note("3 of 4 were done already, 3 of them on other numbers of threads than 3, which may change a voxel")
+    events.clear()
+    predict([tiny_model()], find_scans([folder], 1), out, settings=replace(threads, threads=PLAIN.cores), workers=0, report=events.append)
+    assert events[-1].message.startswith("4 of 4 were done already, 1 of them on other")
 
 
 def test_an_interrupted_call_is_taken_up_wherever_it_was_stopped(segmenter, tmp_path, monkeypatch):

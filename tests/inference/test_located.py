@@ -88,7 +88,7 @@ def test_what_is_found_is_named_after_its_side():
         (head(sides=("left",)), "the right thing is not found"),
         (head(sides=()), "the left thing is not found; the right thing is not found"),
         (head(at=(-26.0, 0, 0)), "the left thing does not lie to the left of the right thing"),
-        (head(at=(14.0, 0, 0)), "mm apart, and 35 to 75 mm are plausible"),
+        (head(at=(14.0, 0, 0)), "the left thing and the right thing lie 29 mm apart, and 35 to 75 mm are plausible"),
         (head(at=(45.0, 0, 0), size_mm=160.0), "mm apart, and 35 to 75 mm are plausible"),
     ],
 )
@@ -96,7 +96,8 @@ def test_an_absurd_head_is_refused_by_name(scan, words):
     with pytest.raises(VolumeError, match=r"^head\.nii\.gz: not segmented: ") as error:
         located().segment(scan)
     assert words in str(error.value)
-    assert "--region crop" in str(error.value)
+    assert 'choose the region "crop"' in str(error.value)
+    assert "--" not in str(error.value)
 
 
 def test_absurd_sizes_are_refused():

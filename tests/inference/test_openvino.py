@@ -1,10 +1,12 @@
 """The engine for CPUs: the same answers as torch, no torch once converted, no calls home, a cache that cannot harm."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import textwrap
+import types
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from uxnet.events import Warn
 from uxnet.geometry import Geometry
 from uxnet.inference import engine as choice
 from uxnet.inference.engine import load_engines
-from uxnet.inference.engine_openvino import Cache, OpenVINOEngine, key, open_engine
+from uxnet.inference.engine_cache import Cache
+from uxnet.inference.engine_openvino import OpenVINOEngine, key, open_engine
 from uxnet.inference.graph import compose, to_openvino
-from uxnet.inference.openvino import quiet_openvino
+from uxnet.inference.openvino import quiet_openvino, without_telemetry
 from uxnet.inference.precision import Cautious
 from uxnet.inference.segmenter import load_model
 from uxnet.inference.settings import Settings
@@ -156,7 +159,7 @@ def test_the_key_tells_models_windows_and_precisions_apart(model_file):
 
 def test_nothing_calls_home(model_file, tmp_path):
     script = f"""
-        import json, socket
+        import json, socket, sys
         tried = []
         def refuse(*args, **kwargs):
             tried.append(repr(args))
@@ -166,6 +169,7 @@ def test_nothing_calls_home(model_file, tmp_path):
         import numpy as np, uxnet
         model = uxnet.load_model({str(model_file)!r}, device="cpu", engine="openvino", cache={str(tmp_path / "cache")!r})
         model.engines[0].infer(np.zeros((1, 1, *{PATCH}), np.float32))
+        assert sys.modules.get("openvino_telemetry", "not imported") is not None  # others of this process may import it
         import time
         time.sleep(1)  # whatever sends does it from a thread
         print(json.dumps(tried))
@@ -213,6 +217,39 @@ def test_bfloat16_is_checked_and_the_result_is_kept(model_file, window, tmp_path
     engine.keep(0.5)
     [engine] = load_engines(read_model(model_file), settings)
     assert engine.known == 0.5
+
+
+def test_the_self_check_counts_for_the_processor_that_made_it(model_file, tmp_path, monkeypatch):
+    """Homes are shared, and processors of one architecture compute bfloat16 differently."""
+    monkeypatch.setattr(choice, "bfloat16_here", lambda: True)
+    monkeypatch.setattr(choice, "open_engine", lambda model, stage, precision, **more: precision)
+    settings = Settings(device="cpu", cache=tmp_path)
+    known = {}
+    for processor, share in (("one", 0.0), ("another", 0.5), ("one", None)):
+        monkeypatch.setattr(choice, "this_machine", lambda processor=processor: processor)
+        [engine] = load_engines(read_model(model_file), settings)
+        known[processor, share] = engine.known
+        if share is not None:
+            engine.keep(share)
+    assert list(known.values()) == [None, None, 0.0]
+
+
+def test_the_process_finds_its_modules_as_they_were(model_file, tmp_path, monkeypatch):
+    assert sys.modules.get("openvino_telemetry", "not imported") is not None
+    theirs = types.ModuleType("openvino_telemetry")
+    monkeypatch.setitem(sys.modules, "openvino_telemetry", theirs)
+    with without_telemetry(), pytest.raises(ImportError):
+        importlib.import_module("openvino_telemetry")
+    assert sys.modules["openvino_telemetry"] is theirs
+    # Of a host that had imported openvino before, whose telemetry works.
+    sent = []
+    theirs.Telemetry = lambda *args, **more: sent.append(args)
+    reporting = importlib.import_module("openvino.tools.ovc.telemetry_utils")
+    monkeypatch.setattr(reporting, "tm", theirs)
+    monkeypatch.setattr(importlib.import_module("openvino.tools.ovc.convert_impl"), "tm", theirs)
+    load_engines(read_model(model_file), Settings(device="cpu", precision="float32", cache=tmp_path))
+    assert sent == []
+    assert reporting.tm is theirs
 
 
 def test_torch_takes_over_where_openvino_cannot(model_file, window, tmp_path, monkeypatch):

@@ -1,7 +1,10 @@
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
 from uxnet.errors import CheckpointError, RecipeError
+from uxnet.inference.domain import limits_of
 from uxnet.model import read_model, read_weights
 from uxnet.networks.build import build
 from uxnet.recipe import Network, Sampling, Stage, with_overrides
@@ -49,10 +52,17 @@ def test_a_run_trains_with_them_and_hands_over_without(tiny_recipe, tiny_dataset
 
 def test_all_cases_train_and_none_validates(tiny_recipe, tiny_dataset, tmp_path):
     events, run = [], tmp_path / "run"
-    provenance = read_model(train(tiny_dataset, tiny_recipe, run, fold="all", device="cpu", report=events.append)).provenance
+    model = read_model(train(tiny_dataset, tiny_recipe, run, fold="all", device="cpu", report=events.append))
+    provenance = model.provenance
     assert provenance["split"] == {"fold": "all", "train": [f"case_{n:02d}" for n in range(10)], "validation": [], "test": []}
     assert (provenance["training"]["step"], provenance["training"]["steps"]) == (8, 8)  # of keep = "best", too, the last
     assert provenance["validation"] == {}
+    # What it was trained on: scans unlike it will be warned of.
+    sides = [sorted(np.multiply(nib.load(path).shape, (1, 1, 1.5))) for path in (tiny_dataset / "imagesTr").iterdir()]
+    limits = limits_of(model)
+    np.testing.assert_allclose(limits.domain.sides_mm, np.transpose([np.min(sides, 0), np.max(sides, 0)]))
+    assert limits.domain.spacing_mm == (1.0, 1.5)
+    assert limits.domain.hounsfield == (False,)
     assert any("nothing here says how good" in getattr(e, "message", "") for e in events)
     assert not (run / "split.json").exists()
     assert (run / "curves.png").exists()

@@ -24,6 +24,7 @@ VERBS = {
     "convert": "make a model of weights from elsewhere",
     "models": "list the models in the box, or print the card of one",
     "info": "print what a model is and where it came from",
+    "cache": "show what is kept of compiled engines, or clear it",
     "networks": "count the networks of the paper's tables, beside what it prints",
     "doctor": "check whether this machine trains right, and in which precision it is fastest",
 }

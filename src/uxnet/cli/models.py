@@ -11,7 +11,7 @@ import tyro
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from uxnet.shipped import Card
+    from uxnet.shipped import Card, Domain
 
 EXAMPLES = """examples:
   uxnet models
@@ -160,6 +160,7 @@ def _rows(card: Card) -> list[tuple[str, str]]:
         ("what", card.description),
         ("structures", ", ".join(card.structures)),
         ("input", card.input),
+        ("", _domain(card.domain)),
         ("intended use", card.intended_use),
         ("licence", card.licence),
         ("trained on", f"{card.data.name}, {of}, {card.data.licence}"),
@@ -171,6 +172,21 @@ def _rows(card: Card) -> list[tuple[str, str]]:
         rows.append(("whole scans", f"{' and '.join(card.whole.sides)} are found by {card.whole.localiser} first"))
     rows.append(("sha256", card.sha256))
     return [(what, text) for what, text in rows if text]
+
+
+def _domain(domain: Domain | None) -> str:
+    """By what scans are checked, in words."""
+    if domain is None:
+        return ""
+    parts = []
+    if domain.sides_mm:
+        sides = " x ".join(f"{low:g}-{high:g}" for low, high in domain.sides_mm)
+        parts.append(f"scans of {sides} mm (the shortest side first)")
+    if domain.spacing_mm:
+        parts.append("voxels of {:g}-{:g} mm".format(*domain.spacing_mm))
+    if domain.hounsfield:
+        parts.append(" and ".join({True: "CT in Hounsfield units", False: "no CT", None: "any values"}[one] for one in domain.hounsfield))
+    return f"checked: {', '.join(parts)}" if parts else ""
 
 
 def _print_scores(console: Console, card: Card) -> None:

@@ -78,6 +78,12 @@ class Fingerprint:
         return tuple(spread([case.spacing_mm[axis] for case in self.cases]) for axis in range(3)) if self.cases else ()
 
     @property
+    def sides_mm(self) -> tuple[Spread, ...]:
+        """The sides of the images in mm, the shortest of each first; empty without cases."""
+        sides = [sorted(n * mm for n, mm in zip(case.shape, case.spacing_mm, strict=True)) for case in self.cases]
+        return tuple(spread([case[place] for case in sides]) for place in range(3)) if sides else ()
+
+    @property
     def orientations(self) -> dict[str, int]:
         """Orientation -> cases, the most frequent first."""
         return dict(Counter(case.orientation for case in self.cases).most_common())
@@ -109,6 +115,7 @@ class Fingerprint:
             "sha256": self.sha256,
             "sizes_vox": [asdict(s) for s in self.sizes_vox],
             "spacings_mm": [asdict(s) for s in self.spacings_mm],
+            "sides_mm": [asdict(s) for s in self.sides_mm],
             "orientations": self.orientations,
             "intensities": {
                 name: {

@@ -182,10 +182,12 @@ def _tested(model: Path, test: Sequence[Case], unit: Unit, place: Place, report:
     Raises:
         UxnetError: if a case cannot be segmented or scored: means over the others would be another experiment's.
     """
-    from uxnet.inference.segmenter import load_model
+    from uxnet.inference.segmenter import load_segmenter
+    from uxnet.inference.settings import Settings
 
     precision = str(read_model(model).provenance["precision"])
-    segmenter = load_model(model, device=place.device, engine="torch", precision=precision, threads=place.threads)
+    settings = Settings(device=place.device, engine="torch", precision=precision, threads=place.threads)
+    segmenter = load_segmenter([model], settings, report)
     folder = unit.run / "test"
     outcomes = predict(segmenter, [Scan(case.name, case.images) for case in test], folder, overwrite=True, report=report)
     for outcome in outcomes:

@@ -67,7 +67,8 @@ def run_demo(
     Raises:
         UxnetError: as making phantoms, training, prediction and evaluation raise it.
     """
-    from uxnet.inference.segmenter import load_model
+    from uxnet.inference.segmenter import load_segmenter
+    from uxnet.inference.settings import Settings
     from uxnet.training.run import train
 
     started = time.monotonic()
@@ -84,7 +85,7 @@ def run_demo(
     split = read_split(run / "split.json", manifest).folds[fold]
     held_out = [manifest.case(name) for name in split.test or split.validation]
     predict(
-        load_model(model, device=device),
+        load_segmenter([model], Settings(device=device), report),
         [Scan(case.name, case.images) for case in held_out],
         out / "predictions",
         overwrite=True,

@@ -22,7 +22,7 @@ import uxnet
 from uxnet.errors import DeviceError
 from uxnet.events import Progress, Report, silent
 from uxnet.experiments.layers import Call, Check, Memory, Shape, autocast, check_layer, in_memory, layers_of
-from uxnet.inference.engine_openvino import default_cache
+from uxnet.inference.engine_cache import default_cache
 from uxnet.inference.memory import free
 from uxnet.inference.openvino import quiet_openvino
 

@@ -19,7 +19,6 @@ import io
 import logging
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -39,7 +38,7 @@ from uxnet.experiments.calibration import Cases, calibration_windows, choose_cas
 from uxnet.experiments.cost import Cost, cost_of, segment_all
 from uxnet.inference.engine import load_engines
 from uxnet.inference.engine_openvino import convert, graph_bytes
-from uxnet.inference.openvino import quiet_openvino
+from uxnet.inference.openvino import quiet_openvino, without_telemetry
 from uxnet.inference.settings import Settings
 from uxnet.inference.stitch import Engine
 from uxnet.model import Model, read_model, with_variants
@@ -193,19 +192,11 @@ def quiet_nncf() -> ModuleType:
         DeviceError: if it, or OpenVINO, is not installed.
     """
     quiet_openvino()
-    package, missing = "openvino_telemetry", object()
-    before: Any = sys.modules.get(package, missing)
-    # Without this package NNCF takes a stub of its own; None makes its import fail.
-    sys.modules[package] = None  # type: ignore[assignment]
     try:
-        import nncf
+        with without_telemetry():  # NNCF then takes a stub of its own
+            import nncf
     except ImportError as error:
         raise DeviceError(f"quantising needs NNCF, which cannot be loaded ({error}); pip install 'uxnet[quantise]'") from error
-    finally:
-        if before is missing:
-            del sys.modules[package]
-        else:
-            sys.modules[package] = before
     nncf.set_log_level(logging.ERROR)
     module: ModuleType = nncf
     return module

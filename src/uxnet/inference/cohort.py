@@ -354,7 +354,11 @@ def _tell(outcome: Outcome, outcomes: Mapping[str, Outcome], total: int, crew: _
         values["seconds_left"] = sum(done) / len(done) * (total - len(outcomes)) / max(1, crew.workers)
     report(Progress("scans", len(outcomes), total, values))
     if len(outcomes) == total and counts["already"]:
-        report(Note(f"{counts['already']} of {total} were done already"))
+        others = [o for o in outcomes.values() if o.status == "already" and o.threads not in (None, crew.settings.cores)]
+        threads = (
+            f", {len(others)} of them on other numbers of threads than {crew.settings.cores}, which may change a voxel" if others else ""
+        )
+        report(Note(f"{counts['already']} of {total} were done already{threads}"))
 
 
 def _meaning(labels: Labels, models: Sequence[Model], made_of: Making) -> dict[str, Any]:

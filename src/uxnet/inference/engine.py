@@ -10,7 +10,8 @@ from pathlib import Path
 
 from uxnet.errors import DeviceError, ModelError
 from uxnet.events import Report, Warn, silent
-from uxnet.inference.engine_openvino import Cache, default_cache, key, open_engine
+from uxnet.inference.engine_cache import Cache, cache_name, default_cache
+from uxnet.inference.engine_openvino import key, open_engine, this_machine
 from uxnet.inference.openvino import bfloat16_here
 from uxnet.inference.precision import Cautious
 from uxnet.inference.settings import Settings
@@ -39,14 +40,16 @@ def load_engines(model: Model, settings: Settings, report: Report = silent) -> l
     on_cpu = settings.device == "cpu" or (settings.device == "auto" and (settings.engine == "openvino" or not _accelerator()))
     if settings.engine == "torch" or not on_cpu:
         if settings.engine == "openvino":
-            raise DeviceError(f"the engine openvino computes on CPUs, not on {settings.device}; use --device cpu or --engine torch")
+            raise DeviceError(f"the engine openvino computes on CPUs, not on {settings.device}; choose the device cpu or the engine torch")
         if settings.precision == "int8":
-            raise DeviceError("int8 is computed by the engine openvino on CPUs; use --device cpu, or another precision")
+            raise DeviceError("int8 is computed by the engine openvino on CPUs; choose the device cpu, or another precision")
         return [_torch_engine(model, number, settings, report) for number in range(len(model.recipe.stages))]
     if settings.precision == "float16":
         raise DeviceError("float16 is not supported on CPUs; use bfloat16, float32 or auto")
     if settings.precision == "bfloat16" and not bfloat16_here():
-        raise DeviceError("this processor does not compute in bfloat16; use --precision float32 or auto, or --engine torch to emulate it")
+        raise DeviceError(
+            "this processor does not compute in bfloat16; choose the precision float32 or auto, or the engine torch to emulate it"
+        )
     try:
         return [_openvino_engine(model, number, settings, report) for number in range(len(model.recipe.stages))]
     except (DeviceError, ModelError) as error:
@@ -67,7 +70,8 @@ def _openvino_engine(model: Model, stage: int, settings: Settings, report: Repor
     lower, exact = _CHECKED[settings.precision]
     if not bfloat16_here():
         return opened(exact)
-    name = f"{key(model, stage, lower, 'self-check', platform.machine())}.json"
+    # Homes are shared by machines whose processors compute bfloat16 differently.
+    name = cache_name(model.recipe.name, key(model, stage, lower, "self-check", this_machine()), "json")
     kept = cache.read(name)
     return Cautious(
         opened(lower),

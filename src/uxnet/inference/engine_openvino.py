@@ -1,19 +1,16 @@
 """The engine for CPUs: OpenVINO, without torch once a network has been converted.
 
 A network is converted once for each window, and compiled once for each precision and processor; both are kept in a cache folder, named
-by a hash of everything that they depend on. What is torn, foreign or of another version in there is made anew.
+by a hash of everything that they depend on (`engine_cache.py`). What is torn, foreign or of another version in there is made anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,39 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uxnet.errors import DeviceError, ModelError
-from uxnet.events import Report, Warn, silent
+from uxnet.inference.engine_cache import Cache, cache_name
 from uxnet.inference.openvino import quiet_openvino
-from uxnet.io import atomic
 from uxnet.model import Model
 
 _GRAPH = 1  # counts up when the same weights become another graph
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32", "int8 and bfloat16": "bf16"}
 _INT8 = ("int8", "int8 and bfloat16")
-
-
-@dataclass(frozen=True)
-class Cache:
-    """A folder of compiled engines; whoever may write to it may change what is computed, so it is the user's own."""
-
-    folder: Path
-    report: Report = silent
-
-    def read(self, name: str) -> bytes | None:
-        """The content that was written under a name; None if there is none, or it is not whole."""
-        try:
-            content = (self.folder / name).read_bytes()
-        except OSError:
-            return None
-        digest, blob = content[:32], content[32:]
-        return blob if hashlib.sha256(blob).digest() == digest else None
-
-    def write(self, name: str, blob: bytes) -> None:
-        """Keeps content under a name; a folder that cannot be written is warned of."""
-        try:
-            with atomic(self.folder / name) as temporary:
-                temporary.write_bytes(hashlib.sha256(blob).digest() + blob)
-        except OSError as error:
-            self.report(Warn(f"{self.folder}: the compiled engine cannot be kept there ({error}); it is compiled again each time"))
 
 
 class OpenVINOEngine:
@@ -86,15 +57,6 @@ class OpenVINOEngine:
         return answers[0] if len(answers) == 1 else np.concatenate(answers)
 
 
-def default_cache() -> Path:
-    """The user's own cache folder for compiled engines."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "uxnet"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", str(Path.home() / "AppData" / "Local"))) / "uxnet" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uxnet"
-
-
 def open_engine(model: Model, stage: int, precision: str, *, threads: int, cache: Cache) -> OpenVINOEngine:
     """The engine of one stage of a model.
 
@@ -116,7 +78,7 @@ def open_engine(model: Model, stage: int, precision: str, *, threads: int, cache
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
     }
-    name = f"{key(model, stage, precision, _machine(core), threads)}.blob"
+    name = cache_name(model.recipe.name, key(model, stage, precision, this_machine(), threads), "blob")
     blob = cache.read(name)
     if blob is not None:
         try:
@@ -128,7 +90,7 @@ def open_engine(model: Model, stage: int, precision: str, *, threads: int, cache
     try:
         compiled = core.compile_model(graph, "CPU", properties)
     except RuntimeError as error:
-        raise DeviceError(f"{model.path}: OpenVINO cannot compile its network here ({error}); use --engine torch") from error
+        raise DeviceError(f"{model.path}: OpenVINO cannot compile its network here ({error}); choose the engine torch") from error
     cache.write(name, compiled.export_model().getvalue())
     return OpenVINOEngine(compiled, precision)
 
@@ -159,7 +121,7 @@ def _read_graph(core: Any, model: Model, stage: int, precision: str, cache: Cach
         from uxnet.model import read_variant
 
         return _graph_of(core, *read_variant(model, "int8", stage))
-    name = f"{key(model, stage, precision)}.graph"
+    name = cache_name(model.recipe.name, key(model, stage, precision), "graph")
     kept = cache.read(name)
     if kept is not None:
         length = int.from_bytes(kept[:8], "little")
@@ -199,7 +161,9 @@ def _graph_of(core: Any, xml: bytes, weights: bytes) -> Any:
         raise ModelError(f"the graph cannot be read by openvino {openvino.__version__} ({error})") from error
 
 
-def _machine(core: Any) -> str:
+def this_machine() -> str:
+    """What of this machine decides what is compiled on it, and what its lower precision is worth."""
+    core = quiet_openvino().Core()
     return json.dumps(
         [platform.system(), core.get_property("CPU", "FULL_DEVICE_NAME"), core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
     )

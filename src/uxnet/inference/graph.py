@@ -23,7 +23,7 @@ from torch import nn
 
 from uxnet.errors import ModelError
 from uxnet.geometry import Shape
-from uxnet.inference.openvino import quiet_openvino
+from uxnet.inference.openvino import quiet_openvino, unreported
 
 _TRACED = 64**3  # voxels of a window up to which running the network once is quicker than deriving what it would do
 
@@ -43,7 +43,7 @@ def to_openvino(network: nn.Module, in_channels: int, window: Shape) -> Any:
     example = torch.zeros(1, in_channels, *window)
     network = network.eval().requires_grad_(False)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), unreported():
             warnings.simplefilter("ignore")  # of tracing: that sides become constants, which is what is wanted
             if math.prod(window) <= _TRACED:
                 graph = openvino.convert_model(_traced(network, example), example_input=example)
@@ -51,7 +51,7 @@ def to_openvino(network: nn.Module, in_channels: int, window: Shape) -> Any:
                 graph = openvino.convert_model(torch.export.export(network, (example,), strict=False))
         graph.reshape([1, in_channels, *window])
     except Exception as error:  # torch and OpenVINO raise all kinds; none of them is the caller's
-        raise ModelError(f"{type(network).__name__} cannot be converted for OpenVINO ({error}); use --engine torch") from error
+        raise ModelError(f"{type(network).__name__} cannot be converted for OpenVINO ({error}); choose the engine torch") from error
     _norms_without_reshapes(graph)
     _upsampling_into_convolutions(graph)
     graph.validate_nodes_and_infer_types()

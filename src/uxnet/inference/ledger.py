@@ -33,6 +33,8 @@ class Making:
     version: of uxnet.
     table: sha256 of what the values of the label maps mean. It follows from the models; records hold it so that maps that mean
         something else are known beside each other.
+    threads: that compute. They decide only in which order OpenVINO and torch add up numbers, and with it a voxel here and there: outputs
+        of other threads count as done, and are told of.
     """
 
     models: tuple[str, ...]
@@ -40,6 +42,7 @@ class Making:
     probabilities: bool
     version: str
     table: str = ""
+    threads: int = 0
 
     def key(self, inputs: Sequence[str]) -> str:
         """What the outputs of an input are known by; `inputs` are the sha256 of its files, in their order."""
@@ -85,7 +88,8 @@ def making(models: Sequence[Path], settings: Settings, probabilities: bool, tabl
         OSError: if a model file cannot be read.
     """
     deciding = json.loads(json.dumps(settings.deciding()))
-    return Making(tuple(sha256(path) for path in models), deciding, probabilities, uxnet.__version__, table)
+    models_sha256 = tuple(sha256(path) for path in models)
+    return Making(models_sha256, deciding, probabilities, uxnet.__version__, table, settings.cores)
 
 
 def read_ledger(folder: Path) -> dict[str, Record]:
@@ -146,9 +150,9 @@ def is_done(outputs: Sequence[Path], record: Record | None, key: str, source: Pa
         return False
     foreign = [path for path in changed if not is_torn(path)]
     if foreign:
-        raise InputError(f"{foreign[0]}: it is not what was written there, someone changed it; give --overwrite, or another folder")
+        raise InputError(f"{foreign[0]}: someone changed it since it was written there; choose another folder, or have it overwritten")
     if record and record["key"] != key and len(changed) < len(there):
-        raise InputError(f"{source}: it has changed since {there[0]} was made from it; give --overwrite, or another folder")
+        raise InputError(f"{source}: it has changed since {there[0]} was made from it; choose another folder, or have it overwritten")
     return False
 
 

@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uxnet.errors import InputError, ModelError, VolumeError
-from uxnet.events import Event, Note, Report, Warn, silent
+from uxnet.events import Event, Note, Report, Warn, as_warnings, silent
 from uxnet.geometry import AxisOrder, Box, Geometry, axis_order, full_box
+from uxnet.inference.domain import Limits, extent_mm
 from uxnet.inference.scans import Scan
 from uxnet.inference.segment import Ready
 from uxnet.inference.segmenter import Segmenter, load_segmenter
-from uxnet.inference.settings import PLAIN, Settings
+from uxnet.inference.settings import PLAIN, Located, Settings
 from uxnet.io import read_geometry
 from uxnet.labels import Label, Labels
 from uxnet.prepare import Trail
@@ -79,11 +80,14 @@ class LocatedSegmenter:
             raise ModelError(f"{localiser.model.path}: it does not find {' and '.join(missing or whole.sides)} as labels of their own")
         if len(localiser.model.channels) != len(crops.model.channels):
             raise ModelError(f"{localiser.model.path}: it takes another number of channels than {crops.model.path}")
-        self.localiser, self.crops, self.whole = localiser, crops, whole
+        # The crops are cut as their model knows them: it is the localiser that whole scans are compared with.
+        limits = replace(localiser.limits, otherwise='if it is a crop, choose the region "crop"')
+        self.localiser = Segmenter(localiser.model, localiser.engines, localiser.settings, limits)
+        self.crops, self.whole = Segmenter(crops.model, crops.engines, crops.settings, Limits()), whole
         self.model, self.settings = crops.model, crops.settings
         self.labels = labels_of(crops.labels, whole)
 
-    def prepare(self, scan: str | Path | Sequence[str | Path] | Volume, report: Report = silent) -> Ready:
+    def prepare(self, scan: str | Path | Sequence[str | Path] | Volume, report: Report = as_warnings) -> Ready:
         """A whole scan, read, and prepared for the localiser; `segment` takes it.
 
         Raises:
@@ -94,7 +98,7 @@ class LocatedSegmenter:
     def segment(
         self,
         scan: str | Path | Sequence[str | Path] | Volume | Ready,
-        report: Report = silent,
+        report: Report = as_warnings,
         *,
         probabilities: str | Path | None = None,
     ) -> Volume:
@@ -132,7 +136,7 @@ class LocatedSegmenter:
                 f"{both[side].volume_ml:.1f} ml of the {label}" for side, label in zip(SIDES, self.whole.sides, strict=True)
             )
             report(Warn(f"{volume.name}: {sizes} are found, one of them over {_UNEQUAL:g} times as much; look at both"))
-        return Volume(values[np.newaxis], volume.geometry, volume.source)
+        return Volume(values[np.newaxis], volume.geometry, volume.source, self.labels)
 
     def _segment_side(self, volume: Volume, site: Site, side: str, report: Report) -> tuple[Crop, NDArray[np.integer]]:
         """The crop around one side's structure, and the values of the crops' labels in it as they lie in the scan."""
@@ -154,13 +158,31 @@ def load_located(models: Sequence[str | Path], settings: Settings, report: Repor
     Raises:
         ModelError, DeviceError, RecipeError: as `load_segmenter`.
     """
-    if settings.located is None:
-        raise ModelError("a whole scan needs a localiser, and the settings name none")
+    localiser = load_localiser(settings, report)
+    return LocatedSegmenter(localiser, load_segmenter(models, settings, report), localiser_of(settings).whole)
+
+
+def load_localiser(settings: Settings, report: Report = silent) -> Segmenter:
+    """The localiser that the settings name, ready to segment.
+
+    Raises:
+        ModelError, DeviceError: as `load_segmenter`.
+    """
     asked = {key: getattr(settings, key) for key in ("device", "engine", "precision", "threads", "cache", "memory_limit", "sharing")}
     # int8 is made and scored for a model by itself; the localiser has none.
     asked["precision"] = "auto" if settings.precision == "int8" else settings.precision
-    localiser = load_segmenter([settings.located.localiser], replace(PLAIN, **asked), report)
-    return LocatedSegmenter(localiser, load_segmenter(models, settings, report), settings.located.whole)
+    return load_segmenter([localiser_of(settings).localiser], replace(PLAIN, **asked), report)
+
+
+def localiser_of(settings: Settings) -> Located:
+    """What the settings say of whole scans.
+
+    Raises:
+        ModelError: if they say nothing.
+    """
+    if settings.located is None:
+        raise ModelError("a whole scan needs a localiser, and the settings name none")
+    return settings.located
 
 
 def labels_of(labels: Labels, whole: Whole) -> Labels:
@@ -192,7 +214,7 @@ def are_whole(scans: Sequence[Scan], whole: Whole) -> bool:
             geometry = read_geometry(scan.files[0])
         except VolumeError:
             continue
-        extent = max(n * mm for n, mm in zip(geometry.shape, geometry.spacing_mm, strict=True))
+        extent = extent_mm(geometry)[-1]
         if extent < _LARGEST_MM:  # a header in other units is no reason to leave the others; it fails by itself
             extents[scan.name] = extent
     large = [name for name, extent in extents.items() if extent > whole.largest_crop_mm]
@@ -201,9 +223,14 @@ def are_whole(scans: Sequence[Scan], whole: Whole) -> bool:
         raise InputError(
             f"whole scans and crops in one call ({large[0]} of {extents[large[0]]:.0f} mm and {len(large) - 1} more; {small[0]} of "
             f"{extents[small[0]]:.0f} mm and {len(small) - 1} more; up to {whole.largest_crop_mm:g} mm is a crop): their labels differ, so "
-            "segment them into different folders, or say with --region what all of them are"
+            'segment them into different folders, or choose the region ("head" or "crop") that all of them are'
         )
     return bool(large)
+
+
+def is_whole(geometry: Geometry, whole: Whole) -> bool:
+    """Whether a scan is a whole one, by its extent."""
+    return whole.largest_crop_mm < extent_mm(geometry)[-1] < _LARGEST_MM
 
 
 def on_own_grid(ready: Ready) -> Ready:
@@ -245,7 +272,7 @@ def _plausible(sites: Mapping[str, Site | None], whole: Whole, name: str) -> dic
         apart = both["right"].centroid_mm - both["left"].centroid_mm
         distance, (least, most) = float(np.linalg.norm(apart)), whole.distance_mm
         if not least <= distance <= most:
-            problems.append(f"the two lie {distance:.0f} mm apart, and {least:g} to {most:g} mm are plausible")
+            problems.append(f"the {' and the '.join(whole.sides)} lie {distance:.0f} mm apart, and {least:g} to {most:g} mm are plausible")
         # Further to the side than to the front or top: else a head that lies so would have to be turned first.
         if apart[0] <= np.abs(apart[1:]).max():
             problems.append(f"the {whole.sides[0]} does not lie to the left of the {whole.sides[1]}")
@@ -254,7 +281,10 @@ def _plausible(sites: Mapping[str, Site | None], whole: Whole, name: str) -> dic
     return both
 
 
-_ADVICE = "Look whether the scan shows what the model's card asks for, and whether its orientation is right; of a crop, say --region crop"
+_ADVICE = (
+    "Look whether the scan shows what the model's card asks for, and whether its orientation is right; if it is a crop, "
+    'choose the region "crop"'
+)
 
 
 def cut(volume: Volume, site: Site, whole: Whole, side: str, report: Report = silent) -> Crop:

@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uxnet.errors import ModelError, VolumeError
-from uxnet.events import Report, Spent, Warn, silent
+from uxnet.events import Report, Spent, Warn, as_warnings, silent
 from uxnet.inference.average import Averaged, check_mirror, check_same
+from uxnet.inference.domain import Limits, check_scan, limits_of
 from uxnet.inference.engine import load_engines
 from uxnet.inference.memory import expect_room, planner
 from uxnet.inference.precision import trusted
 from uxnet.inference.segment import Ready, make_ready, segment, with_inference
 from uxnet.inference.settings import PLAIN, Settings
 from uxnet.inference.stitch import Engine
-from uxnet.io import read_image, write_probabilities
+from uxnet.io import mapped_array, read_image, write_probabilities
 from uxnet.labels import Labels
 from uxnet.model import Model, read_model
 from uxnet.shipped import resolve
 from uxnet.volume import Volume
 
+if TYPE_CHECKING:
+    from uxnet.inference.located import LocatedSegmenter
+    from uxnet.inference.region import Region, RegionSegmenter
+
 
 class Segmenter:
-    """A model with the engines that compute its stages, and the settings of the prediction."""
+    """A model with the engines that compute its stages, and the settings of the prediction.
 
-    def __init__(self, model: Model, engines: Sequence[Engine], settings: Settings = PLAIN) -> None:
+    Args:
+        limits: what its scans are compared with; None takes those of the model's card or of its training cases.
+    """
+
+    def __init__(self, model: Model, engines: Sequence[Engine], settings: Settings = PLAIN, limits: Limits | None = None) -> None:
         self.model = model
+        self.limits = limits_of(model) if limits is None else limits
         self.engines = engines
         self.settings = settings
         self.stages = with_inference(model.recipe.stages, overlap=settings.overlap, skip_air=settings.skip_air)
@@ -41,14 +52,15 @@ class Segmenter:
         """What the integers of its label maps mean."""
         return self.model.labels
 
-    def prepare(self, scan: str | Path | Sequence[str | Path] | Volume, report: Report = silent) -> Ready:
+    def prepare(self, scan: str | Path | Sequence[str | Path] | Volume, report: Report = as_warnings) -> Ready:
         """A scan, read and prepared; `segment` takes it. Several may be prepared while another is segmented.
 
         Args:
             scan: a file, one file a channel in the model's order, or a Volume.
+            report: hears what is done; by default warnings become Python's, and the rest is not heard.
 
         Raises:
-            VolumeError: if a file cannot be used, or all channels are constant.
+            VolumeError: if a file cannot be used, all channels are constant, or the scan is far from what the model was made for.
             ModelError: if the scan has another number of channels than the model was trained on.
             MemoryLimitError: if the scan alone would take more memory than it may.
         """
@@ -62,6 +74,7 @@ class Segmenter:
                 f"{volume.name}: it has {volume.channels} channels, the model takes {len(self.model.channels)} "
                 f"({', '.join(self.model.channels)})"
             )
+        check_scan(volume, self.model, self.limits, report)
         constant = volume.constant_channels()
         if len(constant) == volume.channels:
             raise VolumeError(f"{volume.name}: every voxel is {volume.array.flat[0]:g}, so it shows nothing; export it again")
@@ -73,7 +86,7 @@ class Segmenter:
     def segment(
         self,
         scan: str | Path | Sequence[str | Path] | Volume | Ready,
-        report: Report = silent,
+        report: Report = as_warnings,
         *,
         probabilities: str | Path | None = None,
     ) -> Volume:
@@ -81,13 +94,14 @@ class Segmenter:
 
         Args:
             scan: a file, one file a channel in the model's order, a Volume, or what `prepare` gave.
+            report: hears what is done; by default warnings become Python's, and the rest is not heard.
             probabilities: a file (.nii.gz) for the probability of each class, on the scan's own grid; of models with one stage.
 
         Returns:
-            (1, I, J, K) values of the smallest integer type; `uxnet.write_labels` writes it.
+            (1, I, J, K) values of the smallest integer type, which mean what its `labels` say; `uxnet.write_labels` writes it.
 
         Raises:
-            VolumeError: if a file cannot be used.
+            VolumeError: if a file cannot be used, or the scan is far from what the model was made for.
             ModelError: if the scan has another number of channels than the model was trained on.
             MemoryLimitError: if it would take more memory than it may.
         """
@@ -113,22 +127,28 @@ class Segmenter:
 
             keep_largest(found.array[0], self.labels, self.settings.largest)
             report(Spent("components", time.perf_counter() - started))
-        return found
+        return replace(found, labels=self.labels)
 
 
 def load_model(
     path: str | Path,
     *,
+    region: Region = "auto",
     device: str = "auto",
     precision: str = "auto",
     engine: str = "auto",
     threads: int = 0,
     cache: str | Path | None = None,
-) -> Segmenter:
+) -> Segmenter | LocatedSegmenter | RegionSegmenter:
     """A model file, ready to segment.
 
+    A model of crops whose card says how they are found in whole scans (such as "hippocampus") takes both, as `uxnet predict` does: each
+    label map then says by its `labels` what its values mean, and they are not the same for crops and whole scans. All other models give
+    a `Segmenter`, which has `labels` itself.
+
     Args:
-        path: a `.uxnet` file, or the name of a model in the box: as it is, without what finds its crops in whole scans.
+        path: a `.uxnet` file, the name of a bundled model, or the folder of a training run.
+        region: of such a model of crops: "auto" takes each scan for what its extent says, "crop" all for crops, "head" for whole scans.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: "auto", "float32", "bfloat16", "float16" or "int8".
         engine: "auto" (openvino on a CPU, else torch), "openvino" or "torch".
@@ -138,10 +158,13 @@ def load_model(
     Raises:
         ModelError: if the file is missing, damaged, or holds weights that do not fit its network.
         DeviceError: if this machine has no such device.
+        UsageError: if there is no bundled model of that name, or the model knows no such region.
     """
+    from uxnet.inference.region import load_for_region  # its module is made of this one
+
     where = None if cache is None else Path(cache)
     settings = Settings(device=device, engine=engine, precision=precision, threads=threads, cache=where)
-    return load_segmenter([resolve(Path(path))], settings)
+    return load_for_region(resolve(Path(path)), settings, region)
 
 
 def load_segmenter(models: Sequence[str | Path], settings: Settings = PLAIN, report: Report = silent) -> Segmenter:
@@ -188,9 +211,9 @@ def _probability_file(path: str | Path | None, ready: Ready, model: Model) -> It
     shape = (model.labels.out_channels, *ready.volume.geometry.shape)
     folder = Path(path).parent
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder, prefix=".probabilities.") as file:
-        # Channel after channel, each as NIfTI stores it.
-        stored = np.memmap(file, dtype=np.uint8, mode="w+", shape=shape[:1] + shape[:0:-1])
+    # Channel after channel, each as NIfTI stores it.
+    stored, file = mapped_array(shape[:1] + shape[:0:-1], np.uint8, folder, str(path))
+    with file:
         probabilities = stored.transpose(0, 3, 2, 1)
         yield probabilities
         names = model.labels.classes if model.labels.regions else ("background", *model.labels.classes)

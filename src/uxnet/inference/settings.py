@@ -68,6 +68,8 @@ class Settings:
     def deciding(self) -> dict[str, Any]:
         """What can change a label: all but where things lie and how much of the machine is used.
 
+        Threads are not among it, though on CPUs they change a voxel here and there: a folder may be finished on another machine. Records
+        say of each scan how many there were.
         A limit of memory is among it where there is one: within it, logits may be kept in half precision.
         """
         decides = {

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from uxnet.errors import ModelError
 from uxnet.events import Progress, Report, Spent, silent
 from uxnet.geometry import Box, Shape
 from uxnet.inference.tiles import Tiling, blend_shares, tile
+from uxnet.io import mapped_array
 from uxnet.recipe import Inference
 from uxnet.volume import Image
 
@@ -141,6 +143,7 @@ def stitch(
 
     Raises:
         ModelError: if the network gives NaN or infinity, or another number of channels.
+        InputError: if the overlap is to be kept in a file, and there is no room for it on the disk.
     """
     sweep = plan_sweep(image.shape[1:], patch, inference.overlap, channels)
     before = tuple((a - b) // 2 for a, b in zip(sweep.tiling.shape, image.shape[1:], strict=True))
@@ -314,9 +317,8 @@ class _Frontier:
 
     def _array(self, shape: tuple[int, ...], keep: Keep) -> NDArray[Any]:
         if keep == "file":
-            # Without a name: it is gone with the process, however that ends.
-            self._file = tempfile.TemporaryFile(prefix="uxnet-")  # noqa: SIM115 - it lives as long as the array
-            return np.memmap(self._file, dtype=np.float32, mode="w+", shape=shape)
+            array, self._file = mapped_array(shape, np.float32, Path(tempfile.gettempdir()), "logits that do not fit into memory")
+            return array
         return np.zeros(shape, dtype=np.float16 if keep == "half" else np.float32)
 
     def _release(self) -> None:

@@ -48,6 +48,7 @@ class Outcome:
     seconds: that it took, without waiting for its turn.
     peak_memory_mb: the process's largest memory meanwhile, in MB (10^6 bytes), where the system tells.
     windows: that were computed.
+    threads: that computed; None where an earlier version did not say.
     keep: where what later windows add to was kept: "memory", "half" (in half precision, which a limit of memory may ask for) or
         "file"; several with commas between them, empty where nobody planned.
     timings: seconds of each part of the work ("read", "prepare", "network", "stitch", "restore", "write").
@@ -62,6 +63,7 @@ class Outcome:
     seconds: float = 0.0
     peak_memory_mb: int | None = None
     windows: int | None = None
+    threads: int | None = None
     keep: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)
 
@@ -185,6 +187,7 @@ def _done(desk: Desk, unit: Unit, report: Report) -> Written:
         "seconds": round(seconds, 3),
         "peak_memory_mb": peak,
         "windows": watch.windows or None,
+        "threads": unit.making.threads or None,
         "keep": ", ".join(watch.keeps),
         "timings": watch.rounded(),
     }
