@@ -129,7 +129,7 @@ def test_what_another_machine_writes_is_left_for_a_day(tmp_path, monkeypatch, lo
         left = parts_module.part_path(tmp_path, "1" * 16, ".json")
         left.write_text("half")
     if not locks:
-        monkeypatch.setattr(parts_module, "_locked", lambda *_: None)
+        monkeypatch.setattr(parts_module, "lock", lambda *_: None)
     clear_parts(tmp_path)
     assert left.exists()
     for path in tmp_path.iterdir():

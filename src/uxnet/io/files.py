@@ -95,7 +95,12 @@ def read_json(path: Path, kind: type[InputError] = InputError) -> dict[str, Any]
     return data
 
 
+def as_json(data: Any, indent: int | None = None) -> bytes:
+    """`data` as JSON in UTF-8; what is no text in it, as in file names of other encodings, stands there escaped and is read back."""
+    return json.dumps(data, indent=indent, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
 def write_json(path: Path, data: Any) -> None:
     """`data` as JSON, whole or not at all."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(as_json(data, indent=1) + b"\n")

@@ -22,7 +22,7 @@ from typing import IO
 
 from uxnet.errors import UxnetError
 
-_PART = re.compile(r"\.uxnet-([0-9a-f]{8})-([0-9a-f]{16})(?:-[a-z]+)?\.part(?:\..*)?")
+_PART = re.compile(r"\.uxnet-([0-9a-f]{8})-([0-9a-f]{16})(?:-[0-9a-z]+)?\.part(?:\..*)?")
 _LOCK = re.compile(r"\.uxnet-[0-9a-f]{16}\.lock")
 _ABANDONED_SECONDS = 24 * 3600.0
 
@@ -38,14 +38,14 @@ def part(folder: Path, suffix: str) -> Iterator[tuple[Path, IO[bytes]]]:
         path = part_path(folder, secrets.token_hex(8), suffix)
         with path.open("xb") as file:
             # Whoever clears up may have found it before it was locked.
-            if _locked(file) is False or not _is_at(file, path):
+            if lock(file) is False or not _is_at(file, path):
                 continue
             yield path, file
             return
 
 
 def part_path(folder: Path, token: str, suffix: str, what: str = "") -> Path:
-    """Where a part of this machine is written; `what` (letters) tells the parts of one token apart."""
+    """Where a part of this machine is written; `what` (letters and digits) tells the parts of one token apart."""
     return folder / f".uxnet-{_machine()}-{token}{what and '-'}{what}.part{suffix}"
 
 
@@ -60,7 +60,7 @@ def token_of(name: str) -> str:
 
 
 @contextlib.contextmanager
-def claimed(lock: Path, wait: bool = False) -> Iterator[bool]:
+def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
     """Holds a lock file for the block; gives whether it does, False if someone else holds it, even in this process.
 
     The file is removed at the end. Where the system or the disk has no locks, everyone is given True.
@@ -69,20 +69,25 @@ def claimed(lock: Path, wait: bool = False) -> Iterator[bool]:
         wait: until it is free.
     """
     while True:
-        with lock.open("ab") as file:
-            got = _locked(file, wait)
-            if got and not _is_at(file, lock):
+        with path.open("ab") as file:
+            got = lock(file, wait)
+            if got and not _is_at(file, path):
                 continue  # the last holder has removed it
+            if got is False:
+                yield False
+                return
             try:
-                yield got is not False
+                file.truncate(0)
+                file.write(_machine().encode())
+                file.flush()
+                yield True
             finally:
-                if got is not False:
-                    lock.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             return
 
 
 @contextlib.contextmanager
-def alone(lock: Path, otherwise: UxnetError) -> Iterator[None]:
+def alone(path: Path, otherwise: UxnetError) -> Iterator[None]:
     """Holds a lock file, which is made if missing, for this block; a process that dies lets go of it.
 
     Where the system or the disk has no locks, nothing is held. The file stays.
@@ -90,11 +95,30 @@ def alone(lock: Path, otherwise: UxnetError) -> Iterator[None]:
     Raises:
         UxnetError: `otherwise`, if someone else holds it, even in this process.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        if _locked(file) is False:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        if lock(file) is False:
             raise otherwise
         yield
+
+
+def lock(file: IO[bytes] | IO[str], wait: bool = False) -> bool | None:
+    """Locks an open file until it is closed, if nobody has locked it; None where the system or the disk has no locks.
+
+    Args:
+        wait: until it is free.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def clear_parts(*folders: Path) -> None:
@@ -112,35 +136,21 @@ def _clear(path: Path) -> None:
     if of is None and not _LOCK.fullmatch(path.name):
         return
     with path.open("r+b") as file:
-        if (free := _locked(file)) is False or (of and _is_held(lock_path(path.parent, of[2]))):
+        if (free := lock(file)) is False or (of and _is_held(lock_path(path.parent, of[2]))):
             return
-        certain = free and (of is None or of[1] == _machine())
+        made_on = of[1] if of else file.read().decode(errors="replace")
+        certain = free and made_on in (_machine(), "")
         # While it is locked: nobody can have begun with it meanwhile.
         if certain or time.time() - os.fstat(file.fileno()).st_mtime > _ABANDONED_SECONDS:
             path.unlink(missing_ok=True)
 
 
-def _is_held(lock: Path) -> bool:
+def _is_held(path: Path) -> bool:
     try:
-        with lock.open("r+b") as file:
-            return _locked(file) is False
+        with path.open("r+b") as file:
+            return lock(file) is False
     except FileNotFoundError:
         return False
-
-
-def _locked(file: IO[bytes] | IO[str], wait: bool = False) -> bool | None:
-    """Whether an open file is now locked until it is closed; None where the system or the disk has no locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
