@@ -188,7 +188,7 @@ def _done(desk: Desk, unit: Unit, report: Report) -> Written:
     figures = {
         "seconds": round(seconds, 3),
         "peak_memory_mb": peak,
-        "windows": watch.windows or None,
+        "windows": watch.windows,
         "keep": ", ".join(watch.keeps),
         "timings": watch.rounded(),
     }
