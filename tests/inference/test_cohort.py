@@ -1,3 +1,4 @@
+import contextlib
 import json
 import multiprocessing
 import threading
@@ -19,6 +20,7 @@ from uxnet.inference.segmenter import Segmenter, load_model
 from uxnet.inference.settings import Settings
 from uxnet.inference.stitch import Room
 from uxnet.inference.unit import Desk, Unit, do_scan
+from uxnet.io import claimed, lock_path, token_of
 from uxnet.labels import Label, Labels, labels_from_dict
 from uxnet.recipe import with_overrides
 from uxnet.records import append_record
@@ -605,6 +607,20 @@ def test_another_model_or_setting_is_refused_before_anything_is_done(tiny_model,
     assert statuses(outcomes) == {"0": "already", "1": "already", "2": "already", "3": "done"}
 
 
+def test_outputs_of_another_version_count_unless_their_revision_differs(segmenter, done, monkeypatch):
+    folder, out = done
+    scans, ledger = find_scans([folder], 1), out / "predict.jsonl"
+    monkeypatch.setattr("uxnet.__version__", "9.9.9")
+    assert statuses(predict(segmenter, scans, out)) == dict.fromkeys("012", "already")
+    # As records were before there was a revision.
+    records = [json.loads(line) for line in ledger.read_text().splitlines()]
+    ledger.write_text("".join(json.dumps({k: v for k, v in record.items() if k != "revision"}) + "\n" for record in records))
+    assert statuses(predict(segmenter, scans, out)) == dict.fromkeys("012", "already")
+    monkeypatch.setattr("uxnet.inference.ledger.OUTPUT_REVISION", "9.9.9")
+    with pytest.raises(InputError, match=r"it was made with uxnet 0\.1\.0, whose outputs this version's \(9\.9\.9\) may differ"):
+        predict(segmenter, scans, out)
+
+
 def test_an_interrupted_call_is_taken_up_wherever_it_was_stopped(segmenter, tmp_path, monkeypatch):
     for n in range(3):
         scan(tmp_path / "in" / f"{n}.nii.gz", seed=n)
@@ -675,6 +691,37 @@ def test_shards_write_into_one_folder_at_the_same_time(tiny_model, segmenter, tm
     with pytest.raises(InputError, match="is no shard"):
         predict(segmenter, scans, out, part="4/3")
     assert predict(segmenter, scans, out, part="6/6") == []
+
+
+def test_two_calls_at_a_time_share_the_scans_of_one_folder(tiny_model, segmenter, tmp_path):
+    for n in range(6):
+        scan(tmp_path / "in" / f"{n}.nii.gz", seed=n)
+    scans, out, model = find_scans([tmp_path / "in"], 1), tmp_path / "out", tiny_model()
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: predict([model], scans, out, settings=PLAIN, workers=0), range(2)))
+    assert [sorted({status for of_call in both if (status := statuses(of_call)[f"{n}"])}) for n in range(6)] == [["already", "done"]] * 6
+    assert {path.name for path in out.iterdir()} == {*(f"{n}.nii.gz" for n in range(6)), "labels.json", "predict.json", "predict.jsonl"}
+    assert len(json.loads((out / "predict.json").read_text())["scans"]) == 6
+    assert statuses(predict(segmenter, scans, out)) == dict.fromkeys("012345", "already")
+
+
+def test_a_scan_that_another_call_has_in_hand_comes_last_and_is_not_done_twice(segmenter, tmp_path, monkeypatch):
+    for n in range(3):
+        scan(tmp_path / "in" / f"{n}.nii.gz", seed=n)
+    scans, out, heard = find_scans([tmp_path / "in"], 1), tmp_path / "out", []
+    monkeypatch.setattr("uxnet.inference.outputs._SECONDS_BETWEEN_LOOKS", 0.01)
+    out.mkdir()
+    with contextlib.ExitStack() as other:
+        assert other.enter_context(claimed(lock_path(out, token_of("0"))))
+
+        def report(event):
+            heard.append(event)
+            if isinstance(event, Note) and event.message.startswith("waiting for another process that has 1 scan in hand, 0"):
+                assert (out / "2.nii.gz").exists()
+                other.close()
+
+        assert statuses(predict(segmenter, scans, out, report=report)) == dict.fromkeys("012", "done")
+    assert [event.done for event in heard if isinstance(event, Progress) and event.task == "scans"] == [1, 2, 3]
 
 
 # ---- processes
