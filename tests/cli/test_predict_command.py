@@ -219,14 +219,14 @@ def test_only_the_cases_that_a_fold_holds_out(asked, capsys, tmp_path, tiny_mode
     for fold, names in ((0, ["case_01", "case_03"]), (1, ["case_05"])):
         assert run(*command, "--fold", fold) == 0
         assert sorted(scan.name for scan in asked.pop()["scans"]) == names
-    assert "1 case that test" in capsys.readouterr().err
+    assert "1 case of the fold, of 10 that are there" in capsys.readouterr().err
     assert run(*command, "--fold", "2") == 2
     assert run(*command) == 2
-    assert "--fold and --split go together" in capsys.readouterr().err
+    assert "--fold K and --split FILE go together" in capsys.readouterr().err
     folds[0]["validation"].append("case_99")
     split.write_text(json.dumps({"folds": folds}))
     assert run(*command, "--fold", "0") == 1
-    assert "fold 0 holds out 1 case of which there is no scan: case_99" in capsys.readouterr().err
+    assert "there is no scan of 1 case of the fold: case_99" in capsys.readouterr().err
     assert not asked
 
 

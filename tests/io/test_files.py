@@ -10,6 +10,7 @@ import pytest
 from uxnet.errors import CheckpointError, DatasetError, UxnetError
 from uxnet.io import alone, atomic, claimed, clear_parts, misfit, read_json, write_json
 from uxnet.io import parts as parts_module
+from uxnet.records import append_record, keep_records, read_records
 
 TAKEN = CheckpointError("taken")
 
@@ -155,3 +156,22 @@ def test_the_name_of_a_file_may_be_as_long_as_the_disk_allows(tmp_path):
         write_json(tmp_path / f"{'x' * 251}.json", {})
     assert "xxx.json" in raised.value.filename
     assert [len(path.name) for path in tmp_path.iterdir()] == [255]
+
+
+def test_what_is_no_text_in_a_file_name_is_read_back_as_it_was(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    write_json(tmp_path / "x.json", {"name": name, "é": "é"})
+    append_record(tmp_path / "x.jsonl", {"name": name})
+    keep_records(tmp_path / "x.jsonl", lambda record: True)
+    assert read_json(tmp_path / "x.json") == {"name": name, "é": "é"}
+    assert read_records(tmp_path / "x.jsonl") == [{"name": name}]
+    assert "é" in (tmp_path / "x.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="other locks there")
+def test_processes_that_record_into_one_file_do_not_write_into_each_others_lines(tmp_path):
+    code = "import sys; from pathlib import Path; from uxnet.records import append_record\n"
+    code += "for n in range(50): append_record(Path(sys.argv[1]), {'who': sys.argv[2] * 20_000, 'n': n})"
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "x.jsonl"), who]) for who in "ab"]
+    assert [process.wait() for process in both] == [0, 0]
+    assert len(read_records(tmp_path / "x.jsonl")) == 100

@@ -110,6 +110,7 @@ def run(
         no_skip_air: compute such windows even if the recipe leaves them out.
         cache: folder for compiled engines; by default the user's own cache folder.
     """
+    from uxnet.cli.fold import cases_of_fold
     from uxnet.cli.render import Terminal, reporting
     from uxnet.errors import Cancelled, UsageError
     from uxnet.events import Progress
@@ -125,15 +126,11 @@ def run(
         raise UsageError("no input: name at least one file or folder to segment, after the model")
     if skip_air and no_skip_air:
         raise UsageError("--skip-air and --no-skip-air contradict each other; give one of them, or none for the recipe's choice")
-    if (fold is None) != (split is None):
-        raise UsageError("--fold and --split go together: the number of a fold, and the file that says which cases it holds out")
+    cases = cases_of_fold(fold, split)
     described = read_models(models)
     found: list[Event] = []
     channels = len(described[0].channels)
-    if fold is not None and split is not None:
-        scans = _held_out(chosen.rest, channels, fold, split, found.append)
-    else:
-        scans = find_scans(chosen.rest, channels, found.append)
+    scans = find_scans(chosen.rest, channels, found.append) if cases is None else _of_cases(chosen.rest, channels, cases, found.append)
     located = _located(chosen, scans, region)
     settings = Settings(
         device=device,
@@ -231,6 +228,8 @@ def _print_table(console: Console, outcomes: Sequence[Outcome]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from uxnet.errors import printable
+
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column("scan", overflow="fold")
     table.add_column("status")
@@ -240,7 +239,7 @@ def _print_table(console: Console, outcomes: Sequence[Outcome]) -> None:
         colour = {"done": "green", "already": "dim", "failed": "red"}[outcome.status]
         network = outcome.timings.get("network")
         table.add_row(
-            escape(outcome.name),
+            escape(printable(outcome.name)),  # before it is laid out: what a terminal may not see takes more room
             f"[{colour}]{outcome.status}[/]",
             f"{outcome.seconds:.1f}",
             "-" if outcome.peak_memory_mb is None else str(outcome.peak_memory_mb),
@@ -250,28 +249,26 @@ def _print_table(console: Console, outcomes: Sequence[Outcome]) -> None:
     console.print(table)
 
 
-def _held_out(inputs: Sequence[Path], channels: int, fold: int, split: Path, report: Report) -> list[Scan]:
-    """The scans that a fold holds out, among those of files, folders, manifests and datasets."""
-    from uxnet.dataset.folds import read_fold
+def _of_cases(inputs: Sequence[Path], channels: int, cases: Sequence[str], report: Report) -> list[Scan]:
+    """The scans of these cases, among those of files, folders, manifests and datasets."""
     from uxnet.dataset.manifest import read_dataset
     from uxnet.errors import InputError, UsageError, plural, shortened
     from uxnet.events import Note
     from uxnet.inference.cohort import Scan, find_scans
     from uxnet.io import images_in
 
-    held_out = read_fold(split, fold)
     datasets = [path for path in inputs if path.is_dir() and not images_in(path).read]
-    others = find_scans([path for path in inputs if path not in datasets], channels, report)
-    cases = [case for folder in datasets for case in read_dataset(folder).cases if case.images]
-    scans = [scan for scan in [*others, *(Scan(case.name, case.images) for case in cases)] if scan.name in held_out.scored]
-    names = [scan.name for scan in scans]
-    if missing := [name for name in held_out.scored if name not in names]:
-        raise InputError(f"{split}: fold {fold} holds out {plural(len(missing), 'case')} of which there is no scan: {shortened(missing)}")
-    if len(set(names)) < len(names):
-        twice = next(scan for n, scan in enumerate(scans) if scan.name in names[:n])
-        raise UsageError(f"{twice.files[0]}: another scan is called {twice.name}, too; give only one of them")
-    report(Note(f"fold {fold} of {split}: {plural(len(scans), 'case')} that {'test' if held_out.test else 'validate'}"))
-    return scans
+    found = find_scans([path for path in inputs if path not in datasets], channels, report)
+    found += [Scan(case.name, case.images) for folder in datasets for case in read_dataset(folder).cases if case.images]
+    scans = {scan.name: scan for scan in found if scan.name in cases}
+    if missing := [name for name in cases if name not in scans]:
+        raise InputError(
+            f"{' and '.join(map(str, inputs))}: there is no scan of {plural(len(missing), 'case')} of the fold: {shortened(missing)}"
+        )
+    if twice := [scan for scan in found if scan.name in cases and scan is not scans[scan.name]]:
+        raise UsageError(f"{twice[0].files[0]}: {scans[twice[0].name].files[0]} is of the same case; give only one of them")
+    report(Note(f"{plural(len(scans), 'case')} of the fold, of {len(found)} that are there"))
+    return list(scans.values())
 
 
 def _located(chosen: Chosen, scans: Sequence[Scan], region: str) -> Located | None:
