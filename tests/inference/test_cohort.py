@@ -155,6 +155,22 @@ def test_nothing_in_a_folder_is_left_out_without_a_word(tmp_path, segmenter):
     assert statuses(predict(segmenter, scans, tmp_path / "out")) == {"a": "done", "gone": "failed"}
 
 
+def test_files_of_other_formats_that_are_given_and_folders_in_a_manifest_fail_by_name(tmp_path, segmenter):
+    empty(tmp_path / "b.nii.gz"), scan(tmp_path / "c.nii.gz")
+    empty(tmp_path, "a.hdr", "a.img")
+    (tmp_path / "scans.json").write_text(json.dumps({"b": "b.nii.gz"}))
+    inputs = [tmp_path / name for name in ("a.hdr", "a.img", "c.nii.gz", "scans.json")]
+    outcomes = {outcome.name: outcome for outcome in predict(segmenter, find_scans(inputs, 1), tmp_path / "out")}
+    assert {name: outcome.status for name, outcome in outcomes.items()} == {
+        "a.hdr": "failed",
+        "a.img": "failed",
+        "b": "failed",
+        "c": "done",
+    }
+    assert outcomes["a.img"].error.endswith("not a.img (NIfTI or Analyze pair); convert it to .nii.gz")
+    assert "b.nii.gz: is a folder" in outcomes["b"].error
+
+
 def test_manifest(tmp_path):
     path = tmp_path / "lists" / "scans.json"
     path.parent.mkdir()

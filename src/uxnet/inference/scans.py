@@ -34,8 +34,8 @@ def find_scans(inputs: Sequence[Path], channels: int, report: Report = silent) -
     every file is a scan, and NAME_0000 is called NAME unless a neighbour's name ends in another such number (case numbers, as in
     amos_0004). A .json file is a manifest: {"name": "file"} or {"name": ["channel 0", "channel 1"]}, its paths relative to it.
 
-    Images in a folder that are of other formats are warned of, and folders below that hold images are named. A scan that lacks a channel,
-    or has one twice, is one that will fail (`Scan.problem`).
+    Images in a folder that are of other formats are warned of, and folders below that hold images are named. A file of such a format that
+    is given itself, and a scan that lacks a channel or has one twice, are scans that will fail (`Scan.problem`).
 
     Raises:
         InputError: if a path does not exist, or a folder holds no NIfTI file.
@@ -48,6 +48,8 @@ def find_scans(inputs: Sequence[Path], channels: int, report: Report = silent) -
             files += _in_folder(path, report)
         elif path.suffix == ".json" and path.is_file():
             scans += _manifest(path)
+        elif unread_format(path) and path.exists():
+            scans.append(Scan(path.name, (path,), f"{path}: {unread_message([path])}"))
         elif path.exists():
             files.append(path)
         else:

@@ -223,6 +223,8 @@ def _record(unit: Unit, key: str, inputs: Sequence[str], figures: Mapping[str, A
 
 
 def _content(file: Path) -> str:
+    if file.is_dir():
+        raise VolumeError(f"{file}: is a folder; name the file in it")
     if not file.is_file():
         raise VolumeError(f"{file}: there is no such file")
     return sha256(file)

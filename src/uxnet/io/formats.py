@@ -85,9 +85,10 @@ def _remedy(unread: Sequence[Path]) -> str:
     if "a folder" in formats:
         remedies.append("move the files out of such folders")
     if "compressed NIfTI" in formats:
-        remedies.append("unpack what is compressed otherwise")
+        remedies.append("unpack what is compressed in another way")
     if formats - {"a folder", "compressed NIfTI"}:
-        remedies.append("convert the others to .nii.gz" if remedies else "convert them to .nii.gz")
+        them = "the others" if remedies else "it" if len(unread) == 1 else "them"
+        remedies.append(f"convert {them} to .nii.gz")
     return ", ".join(remedies) + (", DICOM by dcm2niix for example" if "DICOM" in formats else "")
 
 
