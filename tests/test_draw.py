@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from uxnet.draw import Row, best_slice, boxes, comparison_figure, curves, edge_letters, one_slice, robust_limits, slice_picture
+from uxnet.draw.page import blank_figure
 from uxnet.errors import InputError
 from uxnet.geometry import Geometry, axis_order
 from uxnet.labels import Label, Labels
@@ -226,3 +227,10 @@ def test_drawing_needs_no_pyplot_and_importing_it_no_matplotlib():
     code = "import sys, uxnet.draw; print('matplotlib' in sys.modules, 'torch' in sys.modules)"
     answer = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["False", "False"]
+
+
+def test_names_that_no_font_has_are_written_as_json_has_them(tmp_path):
+    with blank_figure(tmp_path / "a.svg", (2, 2)) as figure:
+        text = figure.text(0.1, 0.1, "caf\udce9_1")
+    assert text.get_text() == r"caf\udce9_1"
+    assert (tmp_path / "a.svg").stat().st_size

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import struct
 import zipfile
 import zlib
@@ -37,7 +36,7 @@ from safetensors.numpy import save as save_safetensors
 import uxnet
 from uxnet.errors import LabelsError, ModelError, RecipeError, shortened
 from uxnet.events import Report, Warn
-from uxnet.io import atomic, json_value, misfit
+from uxnet.io import as_json, atomic, json_value, misfit
 from uxnet.labels import Labels, labels_from_dict
 from uxnet.recipe import Recipe, recipe_from_dict, recipe_to_dict
 
@@ -326,7 +325,7 @@ def _identity(variant: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _as_json(description: Mapping[str, Any]) -> bytes:
-    return json.dumps(description, indent=1, ensure_ascii=False).encode()
+    return as_json(description, indent=1)
 
 
 def _description(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -336,3 +337,12 @@ def test_hippocampus(data_dir):
     assert inspection.problems == ()
     assert [(s.minimum, s.maximum) for s in inspection.fingerprint.sizes_vox] == [(31, 43), (40, 59), (24, 47)]
     assert all(inspection.fingerprint.cases_with(name) == 209 for name in manifest.labels.classes)
+
+
+def test_names_of_cases_need_not_be_text(tmp_path):
+    manifest = read_dataset(decathlon(tmp_path, ["a", "b"]))
+    inspection = check_dataset(manifest)
+    facts = inspection.fingerprint.cases
+    odd = replace(inspection.fingerprint, cases=(replace(facts[0], name="caf\udce9"), *facts[1:]))
+    assert len(odd.sha256) == 64
+    assert odd.sha256 != inspection.fingerprint.sha256

@@ -107,7 +107,7 @@ class Fingerprint:
     def sha256(self) -> str:
         """One digest of all voxels and names; grids (spacing, affines) are not in it."""
         lines = sorted(f"{case.name} {case.image_sha256} {case.labels_sha256}" for case in self.cases)
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uxnet.errors import InputError
+from uxnet.errors import InputError, printable
 from uxnet.io import atomic
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def blank_figure(path: Path, size_inch: tuple[float, float], dpi: int = 150) -> 
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg"):
@@ -39,6 +40,8 @@ def blank_figure(path: Path, size_inch: tuple[float, float], dpi: int = 150) -> 
     with matplotlib.rc_context({"svg.hashsalt": "uxnet", "font.family": "DejaVu Sans", "font.size": 9.5, "axes.labelcolor": INK}):
         figure = Figure(figsize=size_inch, facecolor="white")
         yield figure
+        for text in figure.findobj(Text):
+            text.set_text(printable(text.get_text()))  # names of files may hold what no font has
         try:
             with atomic(path) as temporary:
                 figure.savefig(temporary, format=kind, dpi=dpi, metadata=metadata)

@@ -208,7 +208,7 @@ def write_csv(path: Path, comparison: Comparison) -> None:
     own = ("n_paired", "p", "p_holm", "rank_biserial", "median_difference", "difference_low", "difference_high")
     head = ("metric", "class", "network", "mean", "low", "high", "n", "rank", "mean_rank", *own)
     try:
-        with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             writer.writerow(head)
             for s in comparison.standings:

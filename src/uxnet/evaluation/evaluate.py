@@ -222,7 +222,7 @@ def write_evaluation_csv(path: Path, evaluation: Evaluation) -> None:
         InputError: if the file cannot be written.
     """
     try:
-        with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             writer.writerow(_COLUMNS)
             for case in evaluation.cases:
