@@ -87,6 +87,11 @@ def shortened(names: Iterable[object], most: int = 5) -> str:
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
+def counted(n: int, one: str, many: str = "") -> str:
+    """A number with what it counts: "1 case", "2 cases"; `many` where the plural is not made by an s."""
+    return f"{n} {one}" if n == 1 else f"{n} {many or one + 's'}"
+
+
 def printable(text: str) -> str:
     """A text of someone else's file, for a message or a terminal: what steers a terminal, or hides, stands there as JSON writes it.
 

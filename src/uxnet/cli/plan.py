@@ -65,9 +65,11 @@ def run(
         workers: processes that read cases; each holds one case in memory.
     """
     from uxnet.cli.render import Terminal, reporting
-    from uxnet.dataset.check import check_dataset, refuse_errors
+    from uxnet.dataset.check import check_dataset, heed
+    from uxnet.dataset.folds import too_few
     from uxnet.dataset.manifest import read_dataset
     from uxnet.errors import InputError, UsageError
+    from uxnet.events import Note, Warn
     from uxnet.inference.memory import parse_size
     from uxnet.io import atomic
     from uxnet.networks.build import check_asked
@@ -83,8 +85,11 @@ def run(
     manifest = read_dataset(dataset, group_by=group_by)
     console = Terminal(stderr=True)
     with reporting(console, lines=False) as report:
+        report(Note(manifest.said))
         inspection = check_dataset(manifest, workers=workers, report=report)
-        refuse_errors(inspection)
+        heed(inspection, report)
+        if few := too_few(manifest):
+            report(Warn(few))
         with console.status("loading torch"):
             from uxnet.experiments.plan import plan_recipe, this_machine
 

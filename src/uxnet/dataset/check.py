@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from uxnet.dataset.fingerprint import CaseFacts, Fingerprint, intensities_of
 from uxnet.dataset.manifest import Case, Manifest
 from uxnet.dataset.organs import doubtful_names
-from uxnet.errors import DatasetError, VolumeError, shortened
+from uxnet.errors import DatasetError, VolumeError, counted, shortened
 from uxnet.events import Event, Note, Progress, Report, Warn, silent
 from uxnet.io import read_image, read_labels
 from uxnet.jobs import work
@@ -31,6 +31,7 @@ Severity = Literal["error", "warning"]
 
 # Beyond this factor from the dataset's median, a spacing is more often a wrong unit or a lost header than a different scanner.
 _UNUSUAL_SPACING = 5.0
+_ERRORS_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,27 @@ def refuse_errors(inspection: Inspection) -> None:
     """What training calls before it starts.
 
     Raises:
-        DatasetError: if there are errors; the message names the first cases and what is wrong with each.
+        DatasetError: if there are errors; the message names the first cases, what is wrong with each, and the file.
     """
-    errors = inspection.errors
+    errors, root = inspection.errors, inspection.manifest.root
     if errors:
-        shown = [f"  {p.case}: {p.message}" for p in errors[:10]]
-        more = [f"  and {len(errors) - 10} more"] if len(errors) > 10 else []
-        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
-        root = inspection.manifest.root
-        raise DatasetError("\n".join([f"{root}: {count}; correct them, or take the cases out of the dataset", *shown, *more]))
+        shown = [f"  {p.case}: {p.message}" + (f" ({relative(p.path, root)})" if p.path else "") for p in errors[:_ERRORS_SHOWN]]
+        more = len(errors) - len(shown)
+        shown += [f"  and {more} more; uxnet inspect shows all"] if more else []
+        head = f"{root}: {counted(len(errors), 'error')}; correct them, or take the cases out of the dataset"
+        raise DatasetError("\n".join([head, *shown]))
+
+
+def heed(inspection: Inspection, report: Report) -> None:
+    """What is said of a dataset before it is trained on or planned for: its layout, and what is to be looked at in the whole of it.
+
+    Raises:
+        DatasetError: as `refuse_errors`.
+    """
+    refuse_errors(inspection)
+    for warning in inspection.warnings:
+        if not warning.case:
+            report(Warn(f"{inspection.manifest.root}: {warning.message}"))
 
 
 def same_scans(inspection: Inspection, parts: Mapping[str, Sequence[str]]) -> list[str]:
@@ -209,7 +222,7 @@ def relative(path: Path, root: Path) -> str:
 
 def _check_image(image: Volume, path: Path, channels: int, note: Callable[..., None]) -> None:
     if image.channels != channels:
-        note(path, f"the image has {_plural(image.channels, 'channel')}, the dataset has {channels}; add or remove channels")
+        note(path, f"the image has {counted(image.channels, 'channel')}, the dataset has {channels}; add or remove channels")
     flat = image.constant_channels()
     if len(flat) == image.channels:
         note(path, f"every voxel of the image is {image.array.flat[0]:g}, so it shows nothing; export it again")
@@ -226,7 +239,7 @@ def _check_labels(label_map: Volume, path: Path | None, labels: Labels, note: Ca
     unknown = sorted(set(counts) - known)
     if unknown:
         what = "the value {} is no label" if len(unknown) == 1 else "the values {} are no labels"
-        where = _plural(sum(counts[v] for v in unknown), "voxel")
+        where = counted(sum(counts[v] for v in unknown), "voxel")
         known_shown = ", ".join(map(str, sorted(known)[:40])) + (", ..." if len(known) > 40 else "")
         note(path, f"{what.format(shortened(unknown, 12))} ({where}); labels are {known_shown}")
     if not foreground & set(counts):
@@ -349,7 +362,3 @@ def _digest(array: NDArray[Any]) -> str:
 
 def _times(numbers: Any) -> str:
     return " x ".join(f"{n:g}" if isinstance(n, int) else f"{n:.4g}" for n in numbers)
-
-
-def _plural(n: int, word: str) -> str:
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"

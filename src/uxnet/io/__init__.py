@@ -5,7 +5,7 @@ from uxnet.io.formats import ImagesFound, images_in, unread_format, unread_messa
 from uxnet.io.forms import misfit
 from uxnet.io.labels_json import read_labels_file
 from uxnet.io.nifti import CHANNEL_NAME, case_name, is_nifti, write_image, write_labels, write_probabilities
-from uxnet.io.nifti_read import read_geometry, read_image, read_labels, voxel_bytes
+from uxnet.io.nifti_read import channels_of, read_geometry, read_image, read_labels, voxel_bytes
 
 __all__ = [
     "CHANNEL_NAME",
@@ -13,6 +13,7 @@ __all__ = [
     "alone",
     "atomic",
     "case_name",
+    "channels_of",
     "images_in",
     "is_nifti",
     "json_value",

@@ -112,6 +112,15 @@ def voxel_bytes(path: str | Path) -> int:
     return file.size * file.stored.itemsize
 
 
+def channels_of(path: str | Path) -> int:
+    """How many channels a file holds; only its header is read.
+
+    Raises:
+        VolumeError: as `read_image`.
+    """
+    return _open(Path(path)).shape[3]
+
+
 def read_image(*paths: str | Path, compact: bool = False, report: Report = silent) -> Volume:
     """One image, (C, I, J, K), with scl_slope and scl_inter applied; in memory as NIfTI stores it: i runs fastest, channels slowest.
 
@@ -338,6 +347,8 @@ def _said(error: Exception) -> str:
 
 
 def _open(path: Path) -> _File:
+    if path.is_dir():
+        raise VolumeError(f"{path}: is a folder, and a file was expected; move the file that it holds out of it")
     if not path.is_file():
         raise VolumeError(f"{path}: there is no such file")
     if not path.name.lower().endswith(SUFFIXES):
