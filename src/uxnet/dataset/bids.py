@@ -63,7 +63,7 @@ def bids_in(root: Path) -> Found | None:
         channels=(kind,) if kind else (),
         name=_name(root),
         persons=True,
-        left_out=f"BIDS: left out: {said}, of which no label map is; read are the {kind} images" if others else "",
+        left_out=f"BIDS: left out: {said}, which have no label maps; read are the {kind} images" if others else "",
     )
 
 
@@ -135,9 +135,7 @@ def _label_names(root: Path, labels: Iterable[Path]) -> dict[int, str]:
         for value, name in _table(table).items():
             before, first = names.setdefault(value, (name, table))
             if before != name:
-                raise DatasetError(
-                    f"{table}: the value {value} is {name!r} here and {before!r} in {first}; correct one, or write a labels.json"
-                )
+                raise DatasetError(f"{table}: the value {value} is {name!r} here and {before!r} in {first}; correct one")
     return {value: name for value, (name, _) in names.items() if value != 0}
 
 

@@ -17,12 +17,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from uxnet.dataset.cases import ENDINGS
 from uxnet.dataset.fingerprint import CaseFacts, Fingerprint, intensities_of
 from uxnet.dataset.manifest import Case, Manifest
 from uxnet.dataset.organs import doubtful_names
 from uxnet.errors import DatasetError, VolumeError, counted, shortened
 from uxnet.events import Event, Note, Progress, Report, Warn, silent
-from uxnet.io import read_image, read_labels
+from uxnet.io import case_name, read_image, read_labels
 from uxnet.jobs import work
 from uxnet.labels import Labels
 from uxnet.volume import Volume
@@ -138,15 +139,15 @@ def refuse_errors(inspection: Inspection) -> None:
 
 
 def heed(inspection: Inspection, report: Report) -> None:
-    """What is said of a dataset before it is trained on or planned for: its layout, and what is to be looked at in the whole of it.
+    """Before a dataset is trained on or planned for: warns of what concerns the whole of it, and refuses errors.
 
     Raises:
         DatasetError: as `refuse_errors`.
     """
-    refuse_errors(inspection)
     for warning in inspection.warnings:
         if not warning.case:
             report(Warn(f"{inspection.manifest.root}: {warning.message}"))
+    refuse_errors(inspection)
 
 
 def same_scans(inspection: Inspection, parts: Mapping[str, Sequence[str]]) -> list[str]:
@@ -197,11 +198,12 @@ def check_case(case: Case, labels: Labels, channels: int) -> tuple[list[Problem]
     try:
         image = read_image(*case.images, report=functools.partial(warned, paths=case.images)) if case.images else None
     except VolumeError as error:
-        note(_named(str(error), case.images), str(error))
+        path = _named(str(error), case.images)
+        note(path, str(error) + _near(path))
     try:
         label_map = read_labels(case.labels, functools.partial(warned, paths=(case.labels,))) if case.labels else None
     except VolumeError as error:
-        note(case.labels, str(error))
+        note(case.labels, str(error) + (_near(case.labels) if case.labels else ""))
     if image is not None:
         _check_image(image, case.images[0], channels, note)
     counts: dict[int, int] = {}
@@ -352,6 +354,12 @@ def _never_seen(manifest: Manifest, facts: list[CaseFacts]) -> Iterator[Problem]
 def _named(message: str, paths: tuple[Path, ...]) -> Path:
     """The one of several files that a message begins with."""
     return next((path for path in paths if message.startswith(f"{path}: ")), paths[0])
+
+
+def _near(path: Path) -> str:
+    """Of a file that is missing: that it is there under the other ending; empty where it is not."""
+    other = next((path.with_name(case_name(path) + ending) for ending in ENDINGS if not path.name.endswith(ending)), path)
+    return f"; {other.name} is there: correct the name in dataset.json" if other.is_file() and not path.exists() else ""
 
 
 def _digest(array: NDArray[Any]) -> str:

@@ -103,7 +103,7 @@ def usual_folders(root: Path) -> tuple[Path, Path]:
     labels = next((root / name for name in _LABELS if (root / name).is_dir()), None)
     if images is None or labels is None:
         lacks = "image folder (images or imagesTr)" if images is None else "label folder (labels or labelsTr)"
-        below = sorted(path.parent for path in root.glob("*/dataset.json"))
+        below = sorted(path.parent for name in ("dataset.json", *_IMAGES) for path in root.glob(f"*/{name}"))
         hint = f"; name the folder of a dataset, such as {below[0]}" if below else ""
         raise DatasetError(f"{root}: it has no dataset.json and no {lacks}, so there are no pairs of image and label map to find{hint}")
     return images, labels
@@ -128,7 +128,8 @@ def _ending(where: Path, data: Mapping[str, Any], files: Sequence[Path]) -> tupl
     others = [path for path in files if not path.name.endswith(ending)]
     if len({end.lower() for end in there}) > 1:
         other = next(path for path in files if not path.name.lower().endswith(ending))
-        return ending, [f'"file_ending" is {told!r}, and {len(others)} of {len(files)} files end otherwise ({other.name}); all are read']
+        said = f"{len(others)} of {len(files)} files end otherwise ({other.name})"
+        return ending, [f'{where.name}: "file_ending" is {told!r}, and {said}; all are read']
     if others or told != ending:
         return usual, [f'{where.name}: "file_ending" is {told!r}, and the files end in {usual}; they are read; for nnU-Net, {right}']
     return ending, []

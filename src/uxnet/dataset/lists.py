@@ -62,10 +62,14 @@ def listed(root: Path, data: Mapping[str, Any], where: Path) -> Found:
     return Found(
         "nnunet_v1" if v1 else "datalist" if monai else "decathlon",
         tuple(cases),
-        guessed=f"images listed without a channel's number that lie there with it ({v1[0]})" if v1 else "",
+        guessed=f"images listed without a channel's number that lie there with it, {v1[0]}" if v1 else _other_name(where),
         left_out=_other_lists(data, where),
         doubts=(doubt,) if folds else (),
     )
+
+
+def _other_name(where: Path) -> str:
+    return "" if where.name == "dataset.json" else where.name
 
 
 def listed_cases(root: Path, data: Mapping[str, Any], where: Path | None = None) -> list[Case]:

@@ -117,6 +117,8 @@ def read_dataset(root: str | Path, *, group_by: str | None = None) -> Manifest:
             cases have one name, or it is not known of each case whose it is.
     """
     root = Path(root)
+    if root.is_file():
+        raise DatasetError(f"{root}: is a file; name the folder of the dataset, {root.parent} for example")
     if not root.is_dir():
         raise DatasetError(f"{root}: there is no such folder; name the folder that holds dataset.json, or images and labels")
     where = description_in(root)
@@ -174,7 +176,9 @@ def _refuse_unusable(cases: Sequence[Case], where: Path, root: Path) -> None:
         raise DatasetError(f"{where}: {its} images but no label maps, and both are needed; add the label maps")
     twice = sorted(name for name, n in Counter(case.name for case in cases).items() if n > 1)
     if twice:
-        raise DatasetError(f"{where}: found more than once: {some(twice)}; each case needs a name of its own, so rename the files")
+        files = {path for case in cases if case.name == twice[0] for path in case.images[:1]}
+        way_out = "give each image a file name of its own" if len(files) > 1 else "list it once"
+        raise DatasetError(f"{where}: found more than once: {some(twice)}; {way_out}")
     # Names become the names of files in caches and results.
     unsafe = sorted(case.name for case in cases if case.name != Path(case.name).name or case.name.startswith("."))
     if unsafe:
