@@ -87,9 +87,9 @@ def shortened(names: Iterable[object], most: int = 5) -> str:
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
-def counted(n: int, one: str, many: str = "") -> str:
-    """A number with what it counts: "1 case", "2 cases"; `many` where the plural is not made by an s."""
-    return f"{n} {one}" if n == 1 else f"{n} {many or one + 's'}"
+def plural(n: int, one: str, many: str | None = None) -> str:
+    """A count with its noun: "1 case", "2 cases", "3 classes" (many: where an s is not enough)."""
+    return f"{n} {one if n == 1 else many or one + 's'}"
 
 
 def printable(text: str) -> str:

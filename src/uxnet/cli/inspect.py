@@ -71,16 +71,16 @@ def run(
 
 
 def _print(console: Console, inspection: Inspection) -> None:
-    from uxnet.errors import counted
+    from uxnet.errors import plural
 
-    fingerprint, cases = inspection.fingerprint, counted(len(inspection.manifest.cases), "case")
+    fingerprint, cases = inspection.fingerprint, plural(len(inspection.manifest.cases), "case")
     if inspection.problems:
         console.print(_problems(inspection))
     if fingerprint.cases:
         console.print(_fingerprint(fingerprint))
     errors, warnings = len(inspection.errors), len(inspection.warnings)
     colour = "red" if errors else "yellow" if warnings else "green"
-    total = f"{counted(errors, 'error')}, {counted(warnings, 'warning')} in {cases}"
+    total = f"{plural(errors, 'error')}, {plural(warnings, 'warning')} in {cases}"
     hint = "; training refuses this dataset until the errors are gone" if errors else ""
     console.print(f"[{colour}]{total}{hint}[/]", soft_wrap=True, highlight=False)
 

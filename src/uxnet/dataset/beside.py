@@ -10,7 +10,7 @@ from typing import Any
 from uxnet.dataset.cases import Found, niftis
 from uxnet.dataset.layouts import FOLDERS
 from uxnet.dataset.lists import every_listed
-from uxnet.errors import counted, shortened
+from uxnet.errors import plural, shortened
 from uxnet.io import images_in, is_nifti, unread_message
 
 
@@ -28,7 +28,7 @@ def beside_cases(root: Path, data: Mapping[str, Any], found: Found, where: Path)
             unread += images.unread
             lone += [path for path in images.read if path.resolve() not in taken]
     if unread:
-        yield f"in {_folders(root, unread)}, left out: {counted(len(unread), 'file')}; {unread_message(unread)}"
+        yield f"in {_folders(root, unread)}, left out: {plural(len(unread), 'file')}; {unread_message(unread)}"
     if found.layout not in ("bids", "feta"):  # of those the sentence on what is left out speaks
         known = {path.resolve() for path in every_listed(root, data)}
         lone = [path for path in lone if path.resolve() not in known]
@@ -48,7 +48,7 @@ def _counted_otherwise(data: Mapping[str, Any], found: Found, where: Path) -> It
         told = int(data.get("numTraining", len(cases)))
         if told != len(cases):
             here = f"{len(cases)} {'is' if len(cases) == 1 else 'are'} here"
-            yield f"{where.name} counts {counted(told, 'training case')} (numTraining), and {here}; is the copy whole?"
+            yield f"{where.name} counts {plural(told, 'training case')} (numTraining), and {here}; is the copy whole?"
 
 
 def _holds_images(path: Path) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from uxnet.dataset.cases import Case, Found, niftis
-from uxnet.errors import DatasetError, counted, shortened
+from uxnet.errors import DatasetError, plural, shortened
 from uxnet.io import case_name, is_nifti, read_json
 
 # Entities that tell label maps and their grids apart, not images.
@@ -54,7 +54,7 @@ def bids_in(root: Path) -> Found | None:
     lone = [path for path in labels if path not in set(label_of.values())]
     cases = [_case(image, (image,), label_of.get(image)) for image in of_kind] + [_case(path, (), path) for path in lone]
     others = Counter(_suffix(image) for image in images if image not in set(of_kind))
-    said = shortened((counted(n, f"{suffix} image") for suffix, n in sorted(others.items())), 6)
+    said = shortened((plural(n, f"{suffix} image") for suffix, n in sorted(others.items())), 6)
     return Found(
         "bids",
         tuple(cases),

@@ -27,7 +27,7 @@ from uxnet.dataset.cases import Case, Found, by_name, channel_names, label_maps,
 from uxnet.dataset.layouts import folders
 from uxnet.dataset.lists import listed, listed_cases
 from uxnet.dataset.organs import doubts_of
-from uxnet.errors import DatasetError, counted, shortened
+from uxnet.errors import DatasetError, plural, shortened
 from uxnet.io import CHANNEL_NAME, case_name
 from uxnet.labels import Colour, Label, Labels
 
@@ -201,7 +201,7 @@ def _amos(root: Path, data: Mapping[str, Any], cases: list[Case], where: Path) -
     for key in ("validation", "test"):
         entries = data.get(key)
         said += [f"its {key} list ({len(entries)})"] if isinstance(entries, list) and entries else []
-    left_out = f"AMOS: left out: {', '.join(said)}; read are the {counted(len(ct), 'CT case')} of its training list" if said else ""
+    left_out = f"AMOS: left out: {', '.join(said)}; read are the {plural(len(ct), 'CT case')} of its training list" if said else ""
     return Found(
         "amos",
         ct,

@@ -21,7 +21,7 @@ from uxnet.dataset.cases import ENDINGS
 from uxnet.dataset.fingerprint import CaseFacts, Fingerprint, intensities_of
 from uxnet.dataset.manifest import Case, Manifest
 from uxnet.dataset.organs import doubtful_names
-from uxnet.errors import DatasetError, VolumeError, counted, shortened
+from uxnet.errors import DatasetError, VolumeError, plural, shortened
 from uxnet.events import Event, Note, Progress, Report, Warn, silent
 from uxnet.io import case_name, read_image, read_labels
 from uxnet.jobs import work
@@ -134,7 +134,7 @@ def refuse_errors(inspection: Inspection) -> None:
         shown = [f"  {p.case}: {p.message}" + (f" ({relative(p.path, root)})" if p.path else "") for p in errors[:_ERRORS_SHOWN]]
         more = len(errors) - len(shown)
         shown += [f"  and {more} more; uxnet inspect shows all"] if more else []
-        head = f"{root}: {counted(len(errors), 'error')}; correct them, or take the cases out of the dataset"
+        head = f"{root}: {plural(len(errors), 'error')}; correct them, or take the cases out of the dataset"
         raise DatasetError("\n".join([head, *shown]))
 
 
@@ -224,7 +224,7 @@ def relative(path: Path, root: Path) -> str:
 
 def _check_image(image: Volume, path: Path, channels: int, note: Callable[..., None]) -> None:
     if image.channels != channels:
-        note(path, f"the image has {counted(image.channels, 'channel')}, the dataset has {channels}; add or remove channels")
+        note(path, f"the image has {plural(image.channels, 'channel')}, the dataset has {channels}; add or remove channels")
     flat = image.constant_channels()
     if len(flat) == image.channels:
         note(path, f"every voxel of the image is {image.array.flat[0]:g}, so it shows nothing; export it again")
@@ -241,7 +241,7 @@ def _check_labels(label_map: Volume, path: Path | None, labels: Labels, note: Ca
     unknown = sorted(set(counts) - known)
     if unknown:
         what = "the value {} is no label" if len(unknown) == 1 else "the values {} are no labels"
-        where = counted(sum(counts[v] for v in unknown), "voxel")
+        where = plural(sum(counts[v] for v in unknown), "voxel")
         known_shown = ", ".join(map(str, sorted(known)[:40])) + (", ..." if len(known) > 40 else "")
         note(path, f"{what.format(shortened(unknown, 12))} ({where}); labels are {known_shown}")
     if not foreground & set(counts):

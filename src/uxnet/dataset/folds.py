@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from uxnet.dataset.manifest import Manifest, some
-from uxnet.errors import DatasetError, counted, shortened
+from uxnet.errors import DatasetError, plural, shortened
 from uxnet.events import Report, Warn, silent
 from uxnet.io import read_json, write_json
 
@@ -102,7 +102,7 @@ def too_few(manifest: Manifest, protocol: str = PROTOCOLS[0]) -> str:
     persons = len(manifest.persons)
     if persons >= _LEAST[protocol]:
         return ""
-    who = counted(persons, "person" if manifest.grouped_by == "person" else "case")
+    who = plural(persons, "person" if manifest.grouped_by == "person" else "case")
     return (
         f"{manifest.root}: {who} {'is' if persons == 1 else 'are'} too few for {protocol}, which needs {_LEAST[protocol]}; "
         "add cases, write a split file of your own (see docs/datasets.md), or train one network on all of them (uxnet train, fold all)"

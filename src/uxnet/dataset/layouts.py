@@ -10,7 +10,7 @@ from typing import Any
 
 from uxnet.dataset.cases import ENDINGS, Case, Found, by_name, channel_names, niftis
 from uxnet.dataset.lists import listed_paths
-from uxnet.errors import DatasetError, VolumeError, counted
+from uxnet.errors import DatasetError, VolumeError, plural
 from uxnet.io import CHANNEL_NAME, case_name, channels_of
 
 _IMAGES, _LABELS = ("images", "imagesTr"), ("labels", "labelsTr")
@@ -55,7 +55,7 @@ def nnunet(root: Path, data: Mapping[str, Any], where: Path) -> Found:
     if unnumbered:
         first = files[min(unnumbered)][0]
         doubts.append(
-            f"imagesTr: {counted(len(unnumbered), 'image')} without a channel's number ({first.name}), read with all channels of the file; "
+            f"imagesTr: {plural(len(unnumbered), 'image')} without a channel's number ({first.name}), read with all channels of the file; "
             f"nnU-Net itself expects a file a channel ({case_name(first)}_0000{ending})"
         )
     return Found("nnunet", tuple(cases), doubts=tuple(doubts))

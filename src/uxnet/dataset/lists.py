@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from uxnet.dataset.cases import Case, Found, channel_names
-from uxnet.errors import DatasetError, counted, shortened
+from uxnet.errors import DatasetError, plural, shortened
 from uxnet.io import CHANNEL_NAME, case_name, json_value
 
 _OTHER_LISTS = ("validation", "val", "test", "testing")
@@ -153,5 +153,5 @@ def _other_lists(data: Mapping[str, Any], where: Path) -> str:
     """A sentence on the lists beside "training" whose cases have label maps; the others are there to be predicted."""
     lists = {key: data[key] for key in _OTHER_LISTS if isinstance(data.get(key), list)}
     labelled = {key: sum(isinstance(entry, dict) and bool(entry.get("label")) for entry in entries) for key, entries in lists.items()}
-    said = [f'{counted(n, "case")} of "{key}"' for key, n in labelled.items() if n]
+    said = [f'{plural(n, "case")} of "{key}"' for key, n in labelled.items() if n]
     return f'{where.name}: left out: {", ".join(said)}, label maps and all; read is "training"' if said else ""

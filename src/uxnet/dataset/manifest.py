@@ -32,7 +32,7 @@ from uxnet.dataset.cases import Case, Found, channel_names, label_maps, person_t
 from uxnet.dataset.challenges import challenge_in
 from uxnet.dataset.layouts import FOLDERS, folders, is_nnunet, nnunet, usual_folders
 from uxnet.dataset.lists import description_in, listed
-from uxnet.errors import DatasetError, LabelsError, VolumeError, counted
+from uxnet.errors import DatasetError, LabelsError, VolumeError, plural
 from uxnet.io import images_in, read_image, read_json, unread_message
 from uxnet.labels import Labels, labels_from_dataset_json, labels_from_json
 
@@ -78,10 +78,10 @@ class Manifest:
     @property
     def said(self) -> str:
         """A line that says what was read: "Tiny: 10 cases, 2 classes; layout: nnU-Net v2"."""
-        whose = f" of {counted(len(self.persons), 'person')}" if self.grouped_by == "person" else ""
+        whose = f" of {plural(len(self.persons), 'person')}" if self.grouped_by == "person" else ""
         layout = _LAYOUTS[self.layout] + (f" (guessed from {self.guessed})" if self.guessed else "")
-        classes = counted(len(self.labels.classes), "class", "classes")
-        return f"{self.name}: {counted(len(self.cases), 'case')}{whose}, {classes}; layout: {layout}"
+        classes = plural(len(self.labels.classes), "class", "classes")
+        return f"{self.name}: {plural(len(self.cases), 'case')}{whose}, {classes}; layout: {layout}"
 
     @property
     def persons(self) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ class Manifest:
         for case in self.cases:
             if case.name == name:
                 return case
-        raise DatasetError(f"{self.root}: there is no case {name!r} among its {counted(len(self.cases), 'case')}")
+        raise DatasetError(f"{self.root}: there is no case {name!r} among its {plural(len(self.cases), 'case')}")
 
 
 def read_dataset(root: str | Path, *, group_by: str | None = None) -> Manifest:

@@ -20,7 +20,7 @@ from uxnet.dataset.cases import by_name, niftis, person_table, some
 from uxnet.dataset.lists import listed_cases
 from uxnet.dataset.merging import Merge, brain_values, choose_merge, freesurfer_pairs, named_pairs, one_sided
 from uxnet.dataset.synthesis import EDITION, Scheme, Synthesis, anatomy, synthetic
-from uxnet.errors import DatasetError, InputError, UsageError, counted
+from uxnet.errors import DatasetError, InputError, UsageError, plural
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.geometry import axis_order
 from uxnet.io import case_name, images_in, read_json, read_labels, sha256, unread_message, write_image, write_json, write_labels
@@ -173,7 +173,7 @@ def find_label_maps(folder: Path, report: Report = silent) -> dict[str, Path]:
         if unread and not found:
             raise InputError(f"{inside}: there are no label maps; {unread_message(unread)}")
         if unread:
-            report(Warn(f"{inside}: left out: {counted(len(unread), 'file')}; {unread_message(unread)}"))
+            report(Warn(f"{inside}: left out: {plural(len(unread), 'file')}; {unread_message(unread)}"))
     if not found:
         raise InputError(f"{folder}: there are no label maps; expected .nii or .nii.gz files in labelsTr, labels, or the folder itself")
     return dict(sorted(by_name(found, "a label map").items()))
