@@ -14,6 +14,7 @@ from uxnet.errors import Cancelled, DatasetError, DeviceError, InputError, Model
 from uxnet.events import Kept, Note, Progress, Warn
 from uxnet.inference.cohort import Scan, _crew, find_scans, predict
 from uxnet.inference.ledger import making
+from uxnet.inference.scans import unread_images
 from uxnet.inference.segmenter import Segmenter, load_model
 from uxnet.inference.settings import Settings
 from uxnet.inference.stitch import Room
@@ -93,14 +94,24 @@ def test_channels_of_one_scan(tmp_path):
 @pytest.mark.parametrize(("there", "missing"), [((0, 1), 2), ((0, 2), 1), ((1, 2), 0), ((0,), 1), ((0, 1, 2, 4), 3)])
 def test_a_missing_channel_is_named(tmp_path, there, missing):
     empty(tmp_path, "p0_0000.nii.gz", "p0_0001.nii.gz", "p0_0002.nii.gz", *(f"p1_{n:04d}.nii.gz" for n in there))
-    with pytest.raises(InputError, match=rf"channel {missing:04d} of the scan p1 is missing"):
-        find_scans([tmp_path], 3)
+    whole, lacking = find_scans([tmp_path], 3)
+    assert (whole.name, whole.problem) == ("p0", "")
+    assert f"channel {missing:04d} of the scan p1 is missing" in lacking.problem
 
 
-def test_the_same_channel_twice(tmp_path):
-    empty(tmp_path, "p_0000.nii.gz", "p_0000.nii", "p_0001.nii")
-    with pytest.raises(InputError, match="the same channel"):
-        find_scans([tmp_path], 2)
+def test_a_channel_too_many_and_the_same_channel_twice_are_named(tmp_path):
+    empty(tmp_path, "p_0000.nii.gz", "p_0000.nii", "p_0001.nii", "q_0000.nii", "q_0001.nii", "q_0002.nii")
+    twice, more = find_scans([tmp_path], 2)
+    assert "the same channel" in twice.problem
+    assert more.problem.endswith("q_0002.nii: the scan q has 3 channels, the model takes 2")
+
+
+def test_a_scan_that_lacks_a_channel_fails_alone(two_channels, tmp_path):
+    for name in ("p_0000", "p_0001", "q_0001"):
+        scan(tmp_path / "in" / f"{name}.nii.gz")
+    outcomes = predict(two_channels, find_scans([tmp_path / "in"], 2), tmp_path / "out")
+    assert statuses(outcomes) == {"p": "done", "q": "failed"}
+    assert "q_0001.nii.gz: channel 0000 of the scan q is missing" in outcomes[1].error
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -123,7 +134,8 @@ def test_what_is_not_there_or_empty(tmp_path):
     with pytest.raises(InputError, match="there is no NIfTI file"):
         find_scans([tmp_path], 1)
     empty(tmp_path, "a.dcm")
-    with pytest.raises(InputError, match=r"in this folder; convert a\.dcm"):
+    empty(tmp_path / "p1", "b.nii.gz")
+    with pytest.raises(InputError, match=r"in this folder; .* not a\.dcm \(DICOM\); convert .*below are not looked into.*\(p1\)"):
         find_scans([tmp_path], 1)
 
 
@@ -135,8 +147,9 @@ def test_nothing_in_a_folder_is_left_out_without_a_word(tmp_path, segmenter):
     heard = []
     scans = find_scans([tmp_path / "in"], 1, heard.append)
     assert [one.name for one in scans] == ["a", "gone"]
-    (warning,) = heard
-    assert warning.message.endswith("left out, since only NIfTI is read: b.mgz, c.NRRD")
+    (warning,) = [event.message for event in heard if isinstance(event, Warn)]
+    assert all(name in warning for name in ("3 left out", "b.mgz", "c.NRRD", "folder.nii.gz (a folder)"))
+    assert [path.name for path in unread_images([tmp_path / "in"])] == ["b.mgz", "c.NRRD", "folder.nii.gz"]
     assert statuses(predict(segmenter, scans, tmp_path / "out")) == {"a": "done", "gone": "failed"}
 
 
@@ -361,7 +374,7 @@ def test_maps_whose_values_mean_something_else_do_not_share_a_folder_even_if_it_
     scans, out, other = find_scans([tmp_path / "in"], 1), tmp_path / "out", renamed(segmenter, tmp_path)
     predict(segmenter, scans, out)
     before = (out / "labels.json").read_bytes()
-    with pytest.raises(InputError, match=r"2\.nii\.gz: its values mean something else .* \(1 such files\); choose another folder"):
+    with pytest.raises(InputError, match=r"2\.nii\.gz: its values mean something else .* \(1 such file\); choose another folder"):
         predict(other, scans[:2], out, overwrite=True)
     # Whatever its part, each shard sees the whole call.
     for part in ("1/2", "2/2"):
