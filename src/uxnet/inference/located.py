@@ -82,6 +82,8 @@ class LocatedSegmenter:
         self.localiser, self.crops, self.whole = localiser, crops, whole
         self.model, self.settings = crops.model, crops.settings
         self.labels = labels_of(crops.labels, whole)
+        # Messages name what the model of crops takes: the localiser calls its channel after what it was trained on.
+        self.localiser.model = replace(self.localiser.model, channels=crops.model.channels)
 
     def prepare(self, scan: str | Path | Sequence[str | Path] | Volume, report: Report = silent) -> Ready:
         """A whole scan, read, and prepared for the localiser; `segment` takes it.
