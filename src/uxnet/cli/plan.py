@@ -48,8 +48,7 @@ def run(
     train on in a few seconds. The time is of this machine: measured on a smaller step, and scaled.
 
     Args:
-        dataset: a folder in the layout of the Medical Segmentation Decathlon or of nnU-Net v2 (raw), or one with the
-            folders images and labels.
+        dataset: a folder in one of the layouts that uxnet inspect knows.
         output: the recipe, a .toml file. One that is there already is refused without --overwrite.
         memory: what the training process may take, such as 4GB. By default most of what is free: RAM, or that of the GPU.
         device: what it will be trained on: auto, cpu, cuda, cuda:N or mps.

@@ -115,7 +115,7 @@ def challenge_in(root: Path, data: Mapping[str, Any], where: Path) -> Found | No
     return None
 
 
-def _feta(root: Path) -> Found:
+def _feta(root: Path) -> Found | None:
     files = [path for folder in sorted(root.glob("sub-*/anat")) for path in niftis(folder)]
 
     def of(ending: str, what: str) -> dict[str, Path]:
