@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_datasets import SHAPE, decathlon, image, label_map, nnunet, save, write_json
 
-from uxnet.dataset.check import check_dataset, heed
+from uxnet.dataset.check import check_dataset, warn_and_refuse
 from uxnet.dataset.manifest import read_dataset
 from uxnet.errors import DatasetError
 
@@ -105,7 +105,7 @@ def test_nnunet_v1_lists_images_without_the_channels_that_lie_there(tmp_path):
     manifest = read_dataset(tmp_path)
     assert (manifest.layout, names(manifest), sound(manifest)) == ("nnunet_v1", ["a", "b"], True)
     assert [path.name for path in manifest.cases[1].images] == ["b_0000.nii.gz", "b_0001.nii.gz"]
-    assert "nnU-Net v1 (guessed from" in manifest.said
+    assert "nnU-Net v1 (guessed from" in manifest.summary
     (tmp_path / "imagesTr/b_0001.nii.gz").unlink()
     (error,) = check_dataset(read_dataset(tmp_path)).errors
     assert error.path == tmp_path / "imagesTr/b_0001.nii.gz"
@@ -147,7 +147,7 @@ def test_monai_lists(tmp_path, file):
     folds, lone = manifest.doubts
     assert '"fold"' in folds
     assert f"not listed in {file}: d.nii.gz, d.nii.gz" in lone
-    assert ("guessed" in manifest.said) == (file != "dataset.json")
+    assert ("guessed" in manifest.summary) == (file != "dataset.json")
     write_json(tmp_path / "another.json", lists)
     if file != "dataset.json":
         with pytest.raises(DatasetError, match="several files list"):
@@ -197,7 +197,7 @@ def test_images_that_are_not_read_are_named_and_counted(tmp_path, kind):
     assert "5 files" in warning
     assert "c.nii.bz2 (compressed NIfTI)" in warning
     heard = []
-    heed(inspection, heard.append)  # as training and cross-validation begin
+    warn_and_refuse(inspection, heard.append)  # as training and cross-validation begin
     assert [event.message for event in heard] == [f"{tmp_path}: {warning}"]
 
 
@@ -253,7 +253,7 @@ def test_bids(tmp_path, labels):
     assert (names(manifest), manifest.persons, manifest.grouped_by) == (["sub-01", "sub-02"], ("sub-01", "sub-02"), "person")
     assert manifest.cases[0].labels == tmp_path / labels.format("sub-01")
     assert manifest.labels.classes == ("label 1", "label 2")
-    assert "layout: BIDS (guessed from sub-01/anat/sub-01_T1w.nii.gz)" in manifest.said
+    assert "layout: BIDS (guessed from sub-01/anat/sub-01_T1w.nii.gz)" in manifest.summary
     assert sound(manifest)
 
 
@@ -264,6 +264,9 @@ def test_bids_takes_the_names_of_labels_from_the_tables_that_apply(tmp_path):
     (tmp_path / "derivatives/manual/desc-other_dseg.tsv").write_text("index\tname\n1\tother\n")
     labels = read_dataset(tmp_path).labels
     assert (labels.classes, labels.pairs) == (("left thing", "right thing"), (("left thing", "right thing"),))
+    (tmp_path / "derivatives/manual/desc-manual_dseg.tsv").write_text("index\tname\n1\tleft thing\n2\tleft thing\n")
+    with pytest.raises(DatasetError, match=r"'left thing' is not one label's alone \(values 1, 2\)"):
+        read_dataset(tmp_path)
     (tmp_path / "dseg.tsv").write_text("index\tname\n1\tliver\n")
     with pytest.raises(DatasetError, match="the value 1 is 'liver' here and 'left thing' in"):
         read_dataset(tmp_path)

@@ -60,7 +60,7 @@ def run(
     refuse_outputs((output, ".json"))
     manifest = read_dataset(dataset, group_by=group_by)
     console = Terminal(at_least=76)
-    console.print(f"[bold]{escape(manifest.said)}[/]", soft_wrap=True, highlight=False)
+    console.print(f"[bold]{escape(manifest.summary)}[/]", soft_wrap=True, highlight=False)
     with reporting(Terminal(stderr=True), lines=False) as report:
         inspection = check_dataset(manifest, workers=workers, report=report)
     _print(console, inspection)

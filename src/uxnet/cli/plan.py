@@ -64,7 +64,7 @@ def run(
         workers: processes that read cases; each holds one case in memory.
     """
     from uxnet.cli.render import Terminal, reporting
-    from uxnet.dataset.check import check_dataset, heed
+    from uxnet.dataset.check import check_dataset, warn_and_refuse
     from uxnet.dataset.folds import too_few
     from uxnet.dataset.manifest import read_dataset
     from uxnet.errors import InputError, UsageError
@@ -84,9 +84,9 @@ def run(
     manifest = read_dataset(dataset, group_by=group_by)
     console = Terminal(stderr=True)
     with reporting(console, lines=False) as report:
-        report(Note(manifest.said))
+        report(Note(manifest.summary))
         inspection = check_dataset(manifest, workers=workers, report=report)
-        heed(inspection, report)
+        warn_and_refuse(inspection, report)
         if few := too_few(manifest):
             report(Warn(few))
         with console.status("loading torch"):

@@ -85,7 +85,8 @@ _FETA_IMAGE = re.compile(r"sub-[^_]+_rec-(mial|irtk)_T2w")
 _FLARE_IMAGE = re.compile(r"train_\d+(_0000)?")
 _AMOS_CASE = re.compile(r"amos_(\d+)")
 _AMOS_FIRST_MR = 500
-_AMOS_TABLE = {"0": "background"} | {str(label.value): label.name.replace("aorta", "arota") for label in AMOS_LABELS.foreground}
+_AMOS_TABLE = {"0": "background"} | {str(label.value): label.name for label in AMOS_LABELS.foreground}
+_SPELT = {"arota": "aorta"}
 _LOOKED_AT = 5  # label maps
 
 # Of all organs of a case together, in ml: 20 weeks before birth a brain has about 50 ml, at birth 400; a liver alone has over 1,000.
@@ -206,7 +207,7 @@ def _amos(root: Path, data: Mapping[str, Any], cases: list[Case], where: Path) -
         "amos",
         ct,
         guessed="cases that are all called amos_NNNN",
-        labels=AMOS_LABELS if not table or table == _AMOS_TABLE else None,
+        labels=AMOS_LABELS if not table or {k: _SPELT.get(v, v) for k, v in table.items()} == _AMOS_TABLE else None,
         channels=("CT",),
         name="AMOS2022",
         reference="AMOS 2022; Ji et al., arXiv:2206.08023",
@@ -216,8 +217,8 @@ def _amos(root: Path, data: Mapping[str, Any], cases: list[Case], where: Path) -
 
 def _not_a(challenge: str, names: str, why: str) -> str:
     return (
-        f"named as {challenge} names its files ({names}), but not taken for it, since {why}; so its labels are not called as that "
-        "challenge's: a labels.json names them"
+        f"the files are named as in {challenge} ({names}), but this is not taken for it: {why}. Where no labels.json or table in the "
+        "folder names them, its labels are called label 1, label 2 and so on"
     )
 
 
@@ -258,4 +259,4 @@ def _of_amos(table: Any) -> bool:
     if not table:
         return True
     words = {str(word) for word in (*table, *table.values())} if isinstance(table, dict) else {""}
-    return {word for word in words if not word.isdecimal()} <= {*_AMOS_TABLE.values(), "aorta"}
+    return {_SPELT.get(word, word) for word in words if not word.isdecimal()} <= set(_AMOS_TABLE.values())

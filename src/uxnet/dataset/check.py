@@ -138,7 +138,7 @@ def refuse_errors(inspection: Inspection) -> None:
         raise DatasetError("\n".join([head, *shown]))
 
 
-def heed(inspection: Inspection, report: Report) -> None:
+def warn_and_refuse(inspection: Inspection, report: Report) -> None:
     """Before a dataset is trained on or planned for: warns of what concerns the whole of it, and refuses errors.
 
     Raises:

@@ -26,13 +26,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from uxnet.dataset.beside import beside_cases
 from uxnet.dataset.bids import bids_in
 from uxnet.dataset.cases import Case, Found, channel_names, label_maps, person_table, some, values_of
 from uxnet.dataset.challenges import challenge_in
 from uxnet.dataset.layouts import FOLDERS, folders, is_nnunet, nnunet, usual_folders
 from uxnet.dataset.lists import description_in, listed
-from uxnet.errors import DatasetError, LabelsError, VolumeError, plural
+from uxnet.dataset.unused import unused_files
+from uxnet.errors import DatasetError, LabelsError, VolumeError, plural, shortened
 from uxnet.io import images_in, read_image, read_json, unread_message
 from uxnet.labels import Labels, labels_from_dataset_json, labels_from_json
 
@@ -76,7 +76,7 @@ class Manifest:
     guessed: str = ""
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """A line that says what was read: "Tiny: 10 cases, 2 classes; layout: nnU-Net v2"."""
         whose = f" of {plural(len(self.persons), 'person')}" if self.grouped_by == "person" else ""
         layout = _LAYOUTS[self.layout] + (f" (guessed from {self.guessed})" if self.guessed else "")
@@ -140,7 +140,7 @@ def read_dataset(root: str | Path, *, group_by: str | None = None) -> Manifest:
         licence=str(data.get("licence") or data.get("license") or ""),
         reference=str(data.get("reference") or found.reference),
         left_out=found.left_out,
-        doubts=(*found.doubts, *beside_cases(root, data, found, where)),
+        doubts=(*found.doubts, *unused_files(root, data, found, where)),
         guessed=found.guessed,
     )
 
@@ -243,7 +243,12 @@ def _seen_labels(root: Path, cases: tuple[Case, ...], names: Mapping[int, str]) 
     values = {value for labelled in label_maps(cases) for value in values_of(labelled)} - {0}
     if not values:
         raise DatasetError(f"{root}: no label map can be read and has values other than 0, so there are no labels to learn")
-    return labels_from_dataset_json({"labels": {"background": 0, **{names.get(v, f"label {v}"): v for v in sorted(values)}}})
+    named = {value: names.get(value, f"label {value}") for value in sorted(values)}
+    if twice := [value for value, name in named.items() if list(named.values()).count(name) > 1 or name.lower() == "background"]:
+        raise DatasetError(
+            f"{root}: the name {named[twice[0]]!r} is not one label's alone (values {shortened(twice)}); correct the *_dseg.tsv"
+        )
+    return labels_from_dataset_json({"labels": {"background": 0, **{name: value for value, name in named.items()}}})
 
 
 def _count_channels(cases: tuple[Case, ...]) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from uxnet.dataset.cache import CachedCase, build_cache
-from uxnet.dataset.check import Inspection, check_dataset, heed, same_scans
+from uxnet.dataset.check import Inspection, check_dataset, same_scans, warn_and_refuse
 from uxnet.dataset.folds import Fold, split_for, write_split
 from uxnet.dataset.manifest import Case, Manifest, read_dataset
 from uxnet.dataset.sides import check_trained_sides
@@ -115,13 +115,13 @@ def train(
     one.first(lambda: _refuse_another_run(out, recipe, resume))
 
     manifest = dataset if isinstance(dataset, Manifest) else read_dataset(dataset, group_by=group_by)
-    report(Note(manifest.said))
+    report(Note(manifest.summary))
     if len(recipe.stages) > 1 and manifest.labels.regions:
         raise RecipeError(f"stages: {recipe.name} asks for one structure at a time, so the labels of {manifest.name} may not be regions")
     check_trained_sides(recipe.stages, manifest.labels, report)
     known = inspection
     inspection = one.first(lambda: known or check_dataset(manifest, workers=workers, report=report))
-    heed(inspection, report)
+    warn_and_refuse(inspection, report)
     networks = [_fresh_network(stage, manifest) for stage in recipe.stages]
     origin = begin_from(networks, recipe, manifest, Path(init_from), init_kernels, report) if init_from else None
     taught = teachers_from([Path(path) for path in teachers], recipe, manifest, report).on(one) if teachers else None

@@ -14,16 +14,17 @@ from uxnet.errors import plural, shortened
 from uxnet.io import images_in, is_nifti, unread_message
 
 
-def beside_cases(root: Path, data: Mapping[str, Any], found: Found, where: Path) -> Iterator[str]:
+def unused_files(root: Path, data: Mapping[str, Any], found: Found, where: Path) -> Iterator[str]:
     """Sentences on images and label maps that are in no case, and on a count in dataset.json that is another."""
     yield from _counted_otherwise(data, found, where)
-    taken = {path.resolve() for case in found.cases for path in (*case.images, *([case.labels] if case.labels else []))}
+    paths = {path for case in found.cases for path in (*case.images, *([case.labels] if case.labels else []))}
+    taken = {path.resolve() for path in paths}
     usual = [root / name for name in FOLDERS if (root / name).is_dir()]
-    folders = sorted({*usual, *(path.parent for case in found.cases for path in (*case.images, case.labels or root / "x"))})
+    folders = sorted({*usual, *(path.parent for path in paths)})
     unread: list[Path] = []
     lone: list[Path] = []
     for folder in folders:
-        if folder != root and folder.is_dir():
+        if folder.is_dir():
             images = images_in(folder)
             unread += images.unread
             lone += [path for path in images.read if path.resolve() not in taken]
