@@ -229,7 +229,7 @@ def labels_from_json(data: Mapping[str, Any]) -> Labels:
 
 
 def labels_from_dataset_json(data: Mapping[str, Any]) -> Labels:
-    """The labels in a `dataset.json`: the Decathlon's {"0": "background", "1": "name"} or nnU-Net v2's {"name": 1}.
+    """The labels in a `dataset.json`: the Decathlon's {"0": "background", "1": "name"} or nnU-Net v2's {"name": 1}; values may be text.
 
     In nnU-Net's form a list of values is a region and `regions_class_order` says what each writes; the name "ignore" is the ignore
     label. Colours ({"name": [r, g, b]}) and pairs ([["left", "right"], ...]; [] for none) are taken where given as `colours` and
@@ -241,7 +241,8 @@ def labels_from_dataset_json(data: Mapping[str, Any]) -> Labels:
     found = data.get("labels")
     if not isinstance(found, Mapping) or not found:
         raise LabelsError('there is no "labels" table')
-    if all(isinstance(v, str) for v in found.values()):
+    # Numbers as text are values on either side; where both are, the Decathlon's form is the one that has text there by rule.
+    if all(isinstance(v, str) for v in found.values()) and (_are_numbers(found) or not _are_numbers(found.values())):
         named = {str(name): _integer(value, name) for value, name in found.items()}
         if len(named) < len(found):
             raise LabelsError("two label values have the same name")
@@ -250,6 +251,14 @@ def labels_from_dataset_json(data: Mapping[str, Any]) -> Labels:
     background = next((name for name in named if name.lower() == "background"), None)
     ignore = next((name for name in named if name.lower() == "ignore"), None)
     rest = {name: value for name, value in named.items() if name not in (background, ignore)}
+    zero = next(
+        (name for name, value in rest.items() for v in (value if isinstance(value, list) else [value]) if _integer(v, name) == 0), None
+    )
+    if zero is not None and (background is None or _integer(named[background], background) == 0):
+        raise LabelsError(
+            f'the value 0 is called {zero!r}, and 0 must be the background: call it "background", or give {zero!r} another value, here and '
+            "in the label maps"
+        )
     regions: tuple[Region, ...] = ()
     if any(isinstance(value, list) for value in rest.values()):
         unions = {n: tuple(_integer(x, n) for x in (v if isinstance(v, list) else [v])) for n, v in rest.items()}
@@ -358,6 +367,10 @@ def _words(name: str) -> list[str]:
 
 def _of_heart(rest: str) -> bool:
     return bool(_HEART & set(rest.split())) and not _BRAIN.search(rest)
+
+
+def _are_numbers(texts: Iterable[Any]) -> bool:
+    return all(str(text).strip().isdecimal() for text in texts)
 
 
 def _integer(value: Any, name: object) -> int:

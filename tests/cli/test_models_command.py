@@ -110,6 +110,14 @@ def test_a_crop_is_segmented_by_name(capsys, tmp_path, box):
     assert json.loads((tmp_path / "out" / "labels.json").read_text())["foreground"][1] == {"name": "dark", "value": 300}
 
 
+def test_what_cannot_be_read_is_taken_for_nothing(capsys, tmp_path, box):
+    (tmp_path / "a.nii").write_text("no image")
+    assert run("predict", "thing", tmp_path / "a.nii", "-o", tmp_path / "out", "--box", box, "--workers", "0") == 1
+    said = capsys.readouterr()
+    assert "a.nii" in said.out + said.err
+    assert "taken for" not in said.err
+
+
 @pytest.fixture
 def heads(tmp_path, monkeypatch, tiny_model):
     """Segmenters that know made heads, in place of those that the files would give."""

@@ -193,8 +193,29 @@ def test_errors_of_the_dataset_are_named_as_training_names_them(tmp_path, capsys
     (root / "imagesTr/a.nii.gz").unlink()
     assert run(root, "-o", tmp_path / "a.toml", "--device", "cpu") == 1
     said = capsys.readouterr().err
+    assert "Tiny: 2 cases, 2 classes; layout: Medical Segmentation Decathlon" in said
     assert "1 error; correct them" in said
-    assert "a: there is no such file" in said
+    assert "a: there is no such file (imagesTr/a.nii.gz)" in said
+
+
+def test_too_few_cases_for_folds_are_said_by_plan_and_refused_by_training_which_leaves_nothing(tmp_path, capsys, tiny_recipe):
+    from tiny_datasets import decathlon
+
+    from uxnet.errors import DatasetError
+    from uxnet.experiments.crossval import cross_validate
+    from uxnet.training.run import train
+
+    root = decathlon(tmp_path / "data", ["a", "b", "c"])
+    assert run(root, "-o", tmp_path / "a.toml", "--device", "cpu", "--no-timed") == 0
+    needs = "3 cases are too few for 5x80-20, which needs 5; add cases"
+    assert needs in capsys.readouterr().err
+    for attempt in (
+        lambda out: train(root, tiny_recipe, out, device="cpu"),
+        lambda out: cross_validate(root, tiny_recipe, out, (), device="cpu", protocol="5x80-20"),
+    ):
+        with pytest.raises(DatasetError, match=needs):
+            attempt(tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
 def test_overwrite(tiny_dataset, tmp_path):

@@ -4,7 +4,7 @@ import shutil
 
 import nibabel as nib
 import numpy as np
-from tiny_datasets import image, label_map, save, write_json
+from tiny_datasets import SHAPE, image, save, write_json
 
 # As AMOS's dataset.json spells them.
 AMOS_NAMES = (
@@ -17,12 +17,26 @@ FOUR_ORGANS = {6: 1, 2: 2, 3: 2, 1: 3, 10: 4}
 """Values of AMOS -> of FLARE's organisers: liver, both kidneys, spleen, pancreas."""
 
 
-def feta(root, subjects=("sub-001", "sub-002"), rec="mial", put=None):
+AFFINE = np.diag((-20.0, 20, 20, 1))
+"""8 ml a voxel: of a few voxels are organs as large as organs are."""
+
+
+def organs(voxels):
+    """A label map of so many voxels of each value."""
+    array = np.zeros(SHAPE, np.uint8)
+    array.flat[: sum(voxels.values())] = np.repeat(list(voxels), list(voxels.values()))
+    return array
+
+
+FETAL, FOUR = organs({1: 3, 2: 3, 3: 4, 4: 1, 5: 1, 6: 1, 7: 1}), organs({1: 40, 2: 8, 3: 9, 4: 3})
+
+
+def feta(root, subjects=("sub-001", "sub-002"), rec="mial", put=None, labels=FETAL):
     for n, subject in enumerate(subjects):
         folder = root / subject / "anat"
         if put is None:
-            save(folder / f"{subject}_rec-{rec}_T2w.nii.gz", image(n))
-            save(folder / f"{subject}_rec-{rec}_dseg.nii.gz", label_map((1, 7)))
+            save(folder / f"{subject}_rec-{rec}_T2w.nii.gz", image(n), AFFINE)
+            save(folder / f"{subject}_rec-{rec}_dseg.nii.gz", labels, AFFINE)
         else:
             folder.mkdir(parents=True)
             put(n, folder / f"{subject}_rec-{rec}_T2w.nii.gz", folder / f"{subject}_rec-{rec}_dseg.nii.gz")
@@ -32,12 +46,12 @@ def feta(root, subjects=("sub-001", "sub-002"), rec="mial", put=None):
     return root
 
 
-def flare(root, numbers=(0, 1), put=None):
+def flare(root, numbers=(0, 1), put=None, labels=FOUR):
     for n in numbers:
         scan, mask = root / "TrainingImg" / f"train_{n:03d}_0000.nii.gz", root / "TrainingMask" / f"train_{n:03d}.nii.gz"
         if put is None:
-            save(scan, image(n))
-            save(mask, label_map((1, 2, 3, 4)))
+            save(scan, image(n), AFFINE)
+            save(mask, labels, AFFINE)
         else:
             for path in (scan, mask):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,8 +63,8 @@ def amos(root, numbers=(1, 4, 507), put=None, **more):
     entries = [{"image": f"./imagesTr/amos_{n:04d}.nii.gz", "label": f"./labelsTr/amos_{n:04d}.nii.gz"} for n in numbers]
     for place, (n, entry) in enumerate(zip(numbers, entries, strict=True)):
         if put is None:
-            save(root / entry["image"], image(n))
-            save(root / entry["label"], label_map((1, 6)))
+            save(root / entry["image"], image(n), AFFINE)
+            save(root / entry["label"], organs({1: 10, 6: 40}), AFFINE)
         else:
             for path in entry.values():
                 (root / path).parent.mkdir(parents=True, exist_ok=True)

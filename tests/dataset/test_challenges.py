@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from challenge_folders import FOUR_ORGANS, amos, copied, feta, flare
+from challenge_folders import AFFINE, FOUR_ORGANS, amos, copied, feta, flare, organs
 from tiny_datasets import image, label_map, save, write_json
 
 from uxnet.dataset.challenges import AMOS_LABELS, FETA_LABELS, FLARE_LABELS, FLARE_LABELS_OF_THE_AUTHORS
@@ -68,10 +68,32 @@ def test_feta_keeps_what_has_no_partner(tmp_path):
 
 
 def test_other_brains_in_the_same_folders_are_not_taken_for_feta(tmp_path):
-    save(tmp_path / "sub-01/anat/sub-01_T2w.nii.gz", image(0))
-    save(tmp_path / "sub-01/anat/sub-01_dseg.nii.gz", label_map())
-    with pytest.raises(DatasetError, match=r"no dataset\.json"):
-        read_dataset(tmp_path)
+    for name in ("sub-01", "sub-02_rec-norm"):
+        folder = tmp_path / name.split("_")[0] / "anat"
+        save(folder / f"{name}_T2w.nii.gz", image(0))
+        save(folder / f"{name}_dseg.nii.gz", label_map())
+    manifest = read_dataset(tmp_path)
+    assert (manifest.layout, manifest.labels.classes, manifest.channel_names) == ("bids", ("label 1", "label 2"), ("T2w",))
+    assert manifest.name == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    ("voxels", "why"),
+    [
+        ({1: 3, 2: 4}, "the label maps show no white matter, ventricles"),
+        ({1: 3, 2: 3, 3: 4, 4: 1, 5: 1, 6: 1, 7: 1, 8: 2}, "the label maps hold 8"),
+        ({1: 3, 2: 3, 3: 1, 4: 1, 5: 4, 6: 2, 7: 2}, "'white matter' is smaller than 'cerebellum' in 2 of the 2 cases"),
+        ({1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 110}, "'white matter' is smaller than 'brainstem'"),
+    ],
+)
+def test_labels_get_fetas_names_only_where_values_and_volumes_are_its(tmp_path, voxels, why):
+    manifest = read_dataset(feta(tmp_path, labels=organs(voxels)))
+    assert manifest.layout == "bids"
+    assert manifest.labels.classes == tuple(f"label {value}" for value in voxels)
+    assert (manifest.reference, manifest.persons) == ("", ("sub-001", "sub-002"))
+    assert why in manifest.doubts[0]
+    write_json(tmp_path / "labels.json", {"labels": {f"mine {value}": value for value in voxels}})
+    assert read_dataset(tmp_path).labels.classes == tuple(f"mine {value}" for value in voxels)
 
 
 # ---- FLARE
@@ -101,6 +123,31 @@ def test_flare_keeps_what_has_no_partner_and_refuses_what_is_there_twice(tmp_pat
     save(tmp_path / "TrainingImg/train_000.nii.gz", image(0))
     with pytest.raises(DatasetError, match="same case 'train_000'"):
         read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "why"),
+    [
+        ({1: 40, 2: 8}, "the label maps show no spleen, pancreas"),
+        ({1: 9, 2: 8, 3: 40, 4: 3}, "'liver' is smaller than 'spleen'"),
+        ({1: 4, 2: 2, 3: 2, 4: 2}, "at most 80 ml a case"),
+    ],
+)
+def test_labels_get_flares_names_only_where_values_and_volumes_are_its(tmp_path, voxels, why):
+    manifest = read_dataset(flare(tmp_path, labels=organs(voxels)))
+    assert (manifest.layout, manifest.channel_names) == ("folders", ("channel 0",))
+    assert manifest.labels.classes == tuple(f"label {value}" for value in voxels)
+    assert why in manifest.doubts[0]
+    assert check_dataset(manifest).errors == ()
+
+
+def test_flares_folders_with_other_names_are_not_flare(tmp_path):
+    flare(tmp_path)
+    for path in sorted(tmp_path.rglob("*.nii.gz")):
+        path.rename(path.with_name(path.name.replace("train_", "knee")))
+    manifest = read_dataset(tmp_path)
+    assert (manifest.layout, names(manifest)) == ("folders", ["knee000", "knee001"])
+    assert "knee000_0000.nii.gz is none of its names" in manifest.doubts[0]
 
 
 # ---- AMOS
@@ -136,11 +183,34 @@ def test_amos_keeps_labels_that_are_not_the_organisers(tmp_path):
     assert read_dataset(amos(tmp_path, labels={})).labels == AMOS_LABELS
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": {"0": "background", "1": "Anterior", "6": "Posterior"}},
+        {"labels": {"background": 0, "Anterior": 1, "Posterior": 6}},
+        {"modality": {"0": "MRI"}},
+    ],
+)
+def test_cases_that_are_called_as_amos_but_are_of_something_else_are_all_read(tmp_path, change):
+    manifest = read_dataset(amos(tmp_path, **change))
+    assert (manifest.layout, manifest.reference) == ("decathlon", "")
+    assert names(manifest) == ["amos_0001", "amos_0004", "amos_0507"]
+
+
+def test_amos_without_labels_is_amos_only_where_the_volumes_are(tmp_path):
+    amos(tmp_path, labels={})
+    for path in (tmp_path / "labelsTr").iterdir():
+        save(path, organs({1: 40, 6: 10}), AFFINE)
+    manifest = read_dataset(tmp_path)
+    assert (manifest.layout, manifest.labels.classes, len(manifest.cases)) == ("decathlon", ("label 1", "label 6"), 3)
+    assert "'liver' is smaller than 'spleen'" in manifest.doubts[0]
+
+
 def test_a_decathlon_with_one_case_of_another_name_is_no_amos(tmp_path):
     entries = [{"image": f"imagesTr/{n}.nii.gz", "label": f"labelsTr/{n}.nii.gz"} for n in ("amos_0507", "other")]
     amos(tmp_path, (507,), training=entries)
     manifest = read_dataset(tmp_path)
-    assert (manifest.layout, manifest.left_out) == ("decathlon", "")
+    assert (manifest.layout, "MR" in manifest.left_out) == ("decathlon", False)
     assert names(manifest) == ["amos_0507", "other"]
 
 

@@ -34,6 +34,19 @@ def test_errors_are_listed_and_give_exit_code_1(tmp_path, capsys):
         assert text in shown
 
 
+def test_what_was_found_is_shown_before_it_is_written(tmp_path, capsys, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("uxnet.io.write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        run(decathlon(tmp_path, ["a"]), "-o", tmp_path / "out.json")
+    shown = capsys.readouterr().out
+    assert shown.startswith("Tiny: 1 case, 2 classes; layout: Medical Segmentation Decathlon\n")
+    assert "0 errors, 0 warnings in 1 case" in shown
+    assert "written" not in shown
+
+
 def test_a_dataset_of_which_nothing_can_be_read(tmp_path, capsys):
     decathlon(tmp_path, ["a"])
     (tmp_path / "imagesTr/a.nii.gz").unlink()

@@ -390,6 +390,10 @@ def test_where_label_maps_are_found(tmp_path):
     for wrong in (tmp_path, tmp_path / "none"):
         with pytest.raises(InputError):
             find_label_maps(wrong)
+    (root / "labelsTr/c.mgz").write_bytes(b"")
+    heard = []
+    assert list(find_label_maps(root, heard.append)) == ["a", "b"]
+    assert "1 file; only NIfTI files (.nii, .nii.gz) are read, not c.mgz (FreeSurfer)" in heard[0].message
 
 
 @pytest.mark.parametrize(

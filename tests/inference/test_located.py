@@ -153,6 +153,15 @@ def test_models_that_do_not_fit_together_are_refused():
         located().segment(head(), probabilities="p.nii.gz")
 
 
+def test_channels_are_called_as_the_model_of_crops_calls_them():
+    crops = cropper()
+    crops.model = replace(crops.model, channels=("T1w",))
+    scan = head()
+    two = Volume(np.concatenate([scan.array] * 2), scan.geometry, scan.source)
+    with pytest.raises(ModelError, match=r"has 2 channels, the model takes 1 \(T1w\)"):
+        located(crops=crops).segment(two)
+
+
 def test_heads_and_crops_are_told_apart_by_their_extent(tmp_path):
     def scan(name, shape, spacing=1.0):
         path = tmp_path / f"{name}.nii.gz"

@@ -477,7 +477,7 @@ def test_label_maps_have_one_channel(tmp_path):
 def test_other_names_and_missing_files_are_refused(tmp_path):
     (tmp_path / "a.mha").write_text("x")
     (tmp_path / "folder.nii").mkdir()
-    for name, says in (("a.mha", "by its name"), ("b.nii", "no such file"), ("folder.nii", "no such file")):
+    for name, says in (("a.mha", "by its name"), ("b.nii", "no such file"), ("folder.nii", "is a folder")):
         with pytest.raises(VolumeError, match=f"{name}.*{says}"):
             read_image(tmp_path / name)
 

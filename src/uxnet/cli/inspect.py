@@ -41,13 +41,16 @@ def run(
     The exit code is 0 if there are no errors, else 1.
 
     Args:
-        dataset: a folder in the layout of the Medical Segmentation Decathlon, of nnU-Net v2 (raw), or of FeTA 2021, FLARE 2021 or
-            AMOS 2022 as downloaded. Without a dataset.json: one with the folders images and labels, whose files are matched by name.
+        dataset: a folder in the layout of the Medical Segmentation Decathlon, of nnU-Net (raw), of a MONAI datalist, or of FeTA 2021,
+            FLARE 2021 or AMOS 2022 as downloaded. Without a dataset.json: one with the folders images and labels, whose files are matched
+            by name, or BIDS with label maps. Which of them it was taken for stands in the first line.
         output: write everything, each case's figures too, to this JSON file.
         group_by: a regular expression that finds the person in a case's name (its first group, else the whole match).
             By default subjects.json in DATASET says who is who, else each case is a person.
         workers: processes that read cases; each holds one case in memory.
     """
+    from rich.markup import escape
+
     from uxnet.cli.outputs import refuse_outputs
     from uxnet.cli.render import Terminal, reporting
     from uxnet.dataset.check import check_dataset
@@ -56,33 +59,30 @@ def run(
 
     refuse_outputs((output, ".json"))
     manifest = read_dataset(dataset, group_by=group_by)
+    console = Terminal(at_least=76)
+    console.print(f"[bold]{escape(manifest.summary)}[/]", soft_wrap=True, highlight=False)
     with reporting(Terminal(stderr=True), lines=False) as report:
         inspection = check_dataset(manifest, workers=workers, report=report)
-    if output:
+    _print(console, inspection)
+    if output:  # last: what was found is shown even where a full disk cannot take it
         write_json(output, inspection.to_dict())
-    _print(Terminal(at_least=76), inspection, output)
+        console.print(f"written: {escape(str(output))}", soft_wrap=True, highlight=False)
     return 1 if inspection.errors else 0
 
 
-def _print(console: Console, inspection: Inspection, written: Path | None) -> None:
-    from rich.markup import escape
+def _print(console: Console, inspection: Inspection) -> None:
+    from uxnet.errors import plural
 
-    manifest, fingerprint = inspection.manifest, inspection.fingerprint
-    cases, persons = _plural(len(manifest.cases), "case"), _plural(len(manifest.persons), "person")
-    whose = f" of {persons}" if manifest.grouped_by == "person" else ""
-    head = f"{manifest.name}: {cases}{whose}, {_plural(len(manifest.labels.classes), 'class', 'classes')}, layout {manifest.layout}"
-    console.print(f"[bold]{escape(head)}[/]", soft_wrap=True, highlight=False)
+    fingerprint, cases = inspection.fingerprint, plural(len(inspection.manifest.cases), "case")
     if inspection.problems:
         console.print(_problems(inspection))
     if fingerprint.cases:
         console.print(_fingerprint(fingerprint))
     errors, warnings = len(inspection.errors), len(inspection.warnings)
     colour = "red" if errors else "yellow" if warnings else "green"
-    total = f"{_plural(errors, 'error')}, {_plural(warnings, 'warning')} in {cases}"
+    total = f"{plural(errors, 'error')}, {plural(warnings, 'warning')} in {cases}"
     hint = "; training refuses this dataset until the errors are gone" if errors else ""
     console.print(f"[{colour}]{total}{hint}[/]", soft_wrap=True, highlight=False)
-    if written:
-        console.print(f"written: {escape(str(written))}", soft_wrap=True, highlight=False)
 
 
 def _problems(inspection: Inspection) -> Table:
@@ -151,7 +151,3 @@ def _three(spreads: tuple[Spread, ...]) -> tuple[str, str, str]:
 def _figure(number: float) -> str:
     size = abs(number)
     return f"{number:.3g}" if size < 1000 and number != round(number) else f"{number:.0f}" if size < 1e7 else f"{number:.2e}"
-
-
-def _plural(n: int, one: str, many: str | None = None) -> str:
-    return f"{n} {one}" if n == 1 else f"{n} {many or one + 's'}"

@@ -48,8 +48,7 @@ def run(
     train on in a few seconds. The time is of this machine: measured on a smaller step, and scaled.
 
     Args:
-        dataset: a folder in the layout of the Medical Segmentation Decathlon or of nnU-Net v2 (raw), or one with the
-            folders images and labels.
+        dataset: a folder in one of the layouts that uxnet inspect knows.
         output: the recipe, a .toml file. One that is there already is refused without --overwrite.
         memory: what the training process may take, such as 4GB. By default most of what is free: RAM, or that of the GPU.
         device: what it will be trained on: auto, cpu, cuda, cuda:N or mps.
@@ -65,9 +64,11 @@ def run(
         workers: processes that read cases; each holds one case in memory.
     """
     from uxnet.cli.render import Terminal, reporting
-    from uxnet.dataset.check import check_dataset, refuse_errors
+    from uxnet.dataset.check import check_dataset, warn_and_refuse
+    from uxnet.dataset.folds import too_few
     from uxnet.dataset.manifest import read_dataset
     from uxnet.errors import InputError, UsageError
+    from uxnet.events import Note, Warn
     from uxnet.inference.memory import parse_size
     from uxnet.io import atomic
     from uxnet.networks.build import check_asked
@@ -83,8 +84,11 @@ def run(
     manifest = read_dataset(dataset, group_by=group_by)
     console = Terminal(stderr=True)
     with reporting(console, lines=False) as report:
+        report(Note(manifest.summary))
         inspection = check_dataset(manifest, workers=workers, report=report)
-        refuse_errors(inspection)
+        warn_and_refuse(inspection, report)
+        if few := too_few(manifest):
+            report(Warn(few))
         with console.status("loading torch"):
             from uxnet.experiments.plan import plan_recipe, this_machine
 

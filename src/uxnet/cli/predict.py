@@ -297,11 +297,23 @@ def _say_what_is_taken(chosen: Chosen, scans: Sequence[Scan], located: Located |
     for path in chosen.rest:
         if str(path) in names(box):
             report(Note(f"{path}: the {'folder' if path.is_dir() else 'file'} here, to be segmented; not the model in the box"))
-    if chosen.whole:
+    if chosen.whole and any(_has_extent(scan) for scan in scans):
         what = "a whole head" if len(scans) == 1 else "whole heads"
         crops = "a crop" if len(scans) == 1 else "crops"
         sides = " and ".join(chosen.whole.sides)
         report(Note(f"taken for {what}: {sides} are located first" if located else f"taken for {crops} around one {chosen.models[0].stem}"))
+
+
+def _has_extent(scan: Scan) -> bool:
+    """Whether a scan's header can be read; of one that cannot, nobody knows what it shows."""
+    from uxnet.errors import VolumeError
+    from uxnet.io import read_geometry
+
+    try:
+        read_geometry(scan.files[0])
+    except VolumeError:
+        return False
+    return True
 
 
 def _at_least(least: int, number: int, flag: str) -> int:

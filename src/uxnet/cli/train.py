@@ -65,8 +65,7 @@ def run(
     Started by torchrun or by SLURM's srun, all processes work on one run, each on its part of every batch.
 
     Args:
-        dataset: a folder in the layout of the Medical Segmentation Decathlon or of nnU-Net v2 (raw), of FeTA 2021, FLARE 2021 or
-            AMOS 2022 as downloaded, or one with the folders images and labels.
+        dataset: a folder in one of the layouts that uxnet inspect knows.
         recipe: a recipe in the box (hippocampus, phantom, feta2021-paper, ...: docs/recipes.md) or a TOML file.
         output: the run's folder. One that holds a run already is refused without --resume.
         fold: which fold of the split is held out for validation, from 0; or all: every case trains and none validates, for a model whose

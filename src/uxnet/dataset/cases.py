@@ -1,14 +1,21 @@
-"""What every layout of a dataset has in common: cases, files by name, and lists of files in a dataset.json."""
+"""What every layout of a dataset has in common: cases, files by name, and the labels and channels that a dataset.json names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uxnet.errors import DatasetError, shortened
-from uxnet.io import CHANNEL_NAME, case_name, is_nifti, read_json
+import numpy as np
+
+from uxnet.errors import DatasetError, VolumeError, shortened
+from uxnet.io import case_name, is_nifti, read_json, read_labels
+from uxnet.labels import Labels
+from uxnet.volume import Volume
+
+ENDINGS = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True)
@@ -25,35 +32,67 @@ class Case:
     person: str
 
 
-def listed_cases(root: Path, data: Mapping[str, Any]) -> list[Case]:
-    """The cases of the "training" list of a dataset.json, as the Decathlon and AMOS have it.
+@dataclass(frozen=True)
+class Found:
+    """What the reader of a layout found in a folder.
+
+    layout: "decathlon", "datalist", "nnunet_v1", "nnunet", "folders", "bids", "feta", "flare" or "amos".
+    guessed: what the layout was guessed from; empty where dataset.json says it.
+    labels: None where dataset.json or the label maps say what they are.
+    label_names: names of label values, where a table in the folder has some.
+    channels: their names; empty where dataset.json or the images say what they are.
+    name, reference: of the dataset; empty where they are not known.
+    persons: whether `Case.person` says who is who.
+    left_out: a sentence on cases that are there but are not read; empty where all are.
+    doubts: sentences on what a person should look at.
+    """
+
+    layout: str
+    cases: tuple[Case, ...]
+    guessed: str = ""
+    labels: Labels | None = None
+    label_names: Mapping[int, str] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
+    name: str = ""
+    reference: str = ""
+    persons: bool = False
+    left_out: str = ""
+    doubts: tuple[str, ...] = ()
+
+
+def channel_names(where: Path, data: Mapping[str, Any]) -> tuple[str, ...]:
+    """From nnU-Net's "channel_names" or the Decathlon's "modality"; none where neither is there.
 
     Raises:
-        DatasetError: if it is no list of {"image": ..., "label": ...}.
+        DatasetError: if it is no table from 0, 1, 2, ... to names.
     """
-    where, entries = root / "dataset.json", data["training"]
-    if not isinstance(entries, list):
-        raise DatasetError(f'{where}: "training" must be a list of {{"image": ..., "label": ...}}, not {type(entries).__name__}')
-    cases = []
-    for n, entry in enumerate(entries):
-        images = listed_paths(entry.get("image") if isinstance(entry, dict) else None, root)
-        labels = listed_paths(entry.get("label") if isinstance(entry, dict) else None, root)
-        if images is None or labels is None or len(labels) > 1 or not images + labels:
-            raise DatasetError(f'{where}: entry {n} of "training" is not of the form {{"image": "FILE", "label": "FILE"}}: {entry!r}')
-        first = (images + labels)[0]
-        # macOS leaves ._NAME beside NAME in archives, and some descriptions list them.
-        if first.name.startswith("."):
-            continue
-        channel = CHANNEL_NAME.fullmatch(case_name(first)) if len(images) > 1 else None
-        name = channel[1] if channel else case_name(first)
-        cases.append(Case(name, images, labels[0] if labels else None, name))
-    return cases
+    key = "channel_names" if "channel_names" in data else "modality"
+    table = data.get(key) or {}
+    if isinstance(table, str):
+        table = [table]
+    if isinstance(table, list):
+        table = dict(enumerate(table))
+    try:
+        named = {int(c): str(name) for c, name in table.items()}
+    except (AttributeError, ValueError) as error:
+        raise DatasetError(f'{where}: "{key}" must be a table from channel numbers to names, such as {{"0": "CT"}}') from error
+    if sorted(named) != list(range(len(named))):
+        raise DatasetError(f'{where}: "{key}" must count the channels 0, 1, 2, ... without gaps, not {sorted(named)}')
+    return tuple(named[c] for c in range(len(named)))
 
 
-def listed_paths(value: Any, root: Path) -> tuple[Path, ...] | None:
-    """The paths under an entry's key: none, one or several; None if it is neither a path nor a list of paths."""
-    items = [] if value is None else value if isinstance(value, list) else [value]
-    return tuple(root / item for item in items) if all(isinstance(item, str) and item for item in items) else None
+def label_maps(cases: Iterable[Case]) -> Iterator[Volume]:
+    """The label maps of cases, read one after another; without those that cannot be read, which are for the check to report."""
+    for case in cases:
+        if case.labels is not None:
+            with contextlib.suppress(VolumeError):
+                yield read_labels(case.labels)
+
+
+def values_of(labels: Volume) -> dict[int, int]:
+    """Value -> voxels of it in a label map."""
+    values, voxels = np.unique(labels.array, return_counts=True)
+    return {int(v): int(n) for v, n in zip(values, voxels, strict=True)}
 
 
 def person_table(path: Path) -> dict[str, Any]:
@@ -67,8 +106,8 @@ def person_table(path: Path) -> dict[str, Any]:
 
 
 def niftis(folder: Path) -> list[Path]:
-    """The NIfTI files of a folder, sorted; none where there is no such folder."""
-    return sorted(path for path in folder.iterdir() if is_nifti(path)) if folder.is_dir() else []
+    """The NIfTI files of a folder, sorted; none where there is no such folder. Folders that are called like files are none."""
+    return sorted(path for path in folder.iterdir() if is_nifti(path) and not path.is_dir()) if folder.is_dir() else []
 
 
 def by_name(paths: Iterable[Path], what: str, name_of: Callable[[Path], str] = case_name) -> dict[str, Path]:

@@ -17,13 +17,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from uxnet.dataset.cases import ENDINGS
 from uxnet.dataset.fingerprint import CaseFacts, Fingerprint, Intensities, intensities_of
 from uxnet.dataset.manifest import Case, Manifest
 from uxnet.dataset.organs import doubtful_names
-from uxnet.errors import DatasetError, VolumeError, shortened
+from uxnet.errors import DatasetError, VolumeError, plural, shortened
 from uxnet.events import Event, Note, Progress, Report, Warn, silent
 from uxnet.intensity import Measured, measure, without_padding
-from uxnet.io import read_image, read_labels
+from uxnet.io import case_name, read_image, read_labels
 from uxnet.jobs import work
 from uxnet.labels import Labels
 from uxnet.volume import Volume
@@ -32,6 +33,7 @@ Severity = Literal["error", "warning"]
 
 # Beyond this factor from the dataset's median, a spacing is more often a wrong unit or a lost header than a different scanner.
 _UNUSUAL_SPACING = 5.0
+_ERRORS_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -126,15 +128,27 @@ def refuse_errors(inspection: Inspection) -> None:
     """What training calls before it starts.
 
     Raises:
-        DatasetError: if there are errors; the message names the first cases and what is wrong with each.
+        DatasetError: if there are errors; the message names the first cases, what is wrong with each, and the file.
     """
-    errors = inspection.errors
+    errors, root = inspection.errors, inspection.manifest.root
     if errors:
-        shown = [f"  {p.case}: {p.message}" for p in errors[:10]]
-        more = [f"  and {len(errors) - 10} more"] if len(errors) > 10 else []
-        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
-        root = inspection.manifest.root
-        raise DatasetError("\n".join([f"{root}: {count}; correct them, or take the cases out of the dataset", *shown, *more]))
+        shown = [f"  {p.case}: {p.message}" + (f" ({relative(p.path, root)})" if p.path else "") for p in errors[:_ERRORS_SHOWN]]
+        more = len(errors) - len(shown)
+        shown += [f"  and {more} more; uxnet inspect shows all"] if more else []
+        head = f"{root}: {plural(len(errors), 'error')}; correct them, or take the cases out of the dataset"
+        raise DatasetError("\n".join([head, *shown]))
+
+
+def warn_and_refuse(inspection: Inspection, report: Report) -> None:
+    """Before a dataset is trained on or planned for: warns of what concerns the whole of it, and refuses errors.
+
+    Raises:
+        DatasetError: as `refuse_errors`.
+    """
+    for warning in inspection.warnings:
+        if not warning.case:
+            report(Warn(f"{inspection.manifest.root}: {warning.message}"))
+    refuse_errors(inspection)
 
 
 def same_scans(inspection: Inspection, parts: Mapping[str, Sequence[str]]) -> list[str]:
@@ -185,11 +199,12 @@ def check_case(case: Case, labels: Labels, channels: int) -> tuple[list[Problem]
     try:
         image = read_image(*case.images, report=functools.partial(warned, paths=case.images)) if case.images else None
     except VolumeError as error:
-        note(_named(str(error), case.images), str(error))
+        path = _named(str(error), case.images)
+        note(path, str(error) + _near(path))
     try:
         label_map = read_labels(case.labels, functools.partial(warned, paths=(case.labels,))) if case.labels else None
     except VolumeError as error:
-        note(case.labels, str(error))
+        note(case.labels, str(error) + (_near(case.labels) if case.labels else ""))
     measured: list[Measured] = []
     if image is not None:
         measured = [measure(channel) for channel in image.array]
@@ -212,7 +227,7 @@ def relative(path: Path, root: Path) -> str:
 
 def _check_image(image: Volume, measured: Sequence[Measured], path: Path, channels: int, note: Callable[..., None]) -> None:
     if image.channels != channels:
-        note(path, f"the image has {_plural(image.channels, 'channel')}, the dataset has {channels}; add or remove channels")
+        note(path, f"the image has {plural(image.channels, 'channel')}, the dataset has {channels}; add or remove channels")
     for number, one in enumerate(measured):
         for told in one.told():
             note(path, told if image.channels == 1 else f"of channel {number}, {told}", "warning")
@@ -233,7 +248,7 @@ def _check_labels(label_map: Volume, path: Path | None, labels: Labels, note: Ca
     unknown = sorted(set(counts) - known)
     if unknown:
         what = "the value {} is no label" if len(unknown) == 1 else "the values {} are no labels"
-        where = _plural(sum(counts[v] for v in unknown), "voxel")
+        where = plural(sum(counts[v] for v in unknown), "voxel")
         known_shown = ", ".join(map(str, sorted(known)[:40])) + (", ..." if len(known) > 40 else "")
         note(path, f"{what.format(shortened(unknown, 12))} ({where}); labels are {known_shown}")
     if not foreground & set(counts):
@@ -362,6 +377,12 @@ def _named(message: str, paths: tuple[Path, ...]) -> Path:
     return next((path for path in paths if message.startswith(f"{path}: ")), paths[0])
 
 
+def _near(path: Path) -> str:
+    """Of a file that is missing: that it is there under the other ending; empty where it is not."""
+    other = next((path.with_name(case_name(path) + ending) for ending in ENDINGS if not path.name.endswith(ending)), path)
+    return f"; {other.name} is there: correct the name in dataset.json" if other.is_file() and not path.exists() else ""
+
+
 def _digest(array: NDArray[Any]) -> str:
     digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
     digest.update(np.ascontiguousarray(array).data)
@@ -370,7 +391,3 @@ def _digest(array: NDArray[Any]) -> str:
 
 def _times(numbers: Any) -> str:
     return " x ".join(f"{n:g}" if isinstance(n, int) else f"{n:.4g}" for n in numbers)
-
-
-def _plural(n: int, word: str) -> str:
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"

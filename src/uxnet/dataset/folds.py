@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from uxnet.dataset.manifest import Manifest, some
-from uxnet.errors import DatasetError, UsageError, shortened
+from uxnet.errors import DatasetError, UsageError, plural, shortened
 from uxnet.events import Report, Warn, silent
 from uxnet.io import read_json, write_json
 
 PROTOCOLS = ("5x80-20", "5x80-10-10")
 
 _FOLDS = 5
+_LEAST = {"5x80-20": _FOLDS, "5x80-10-10": 2 * _FOLDS}  # persons
 _DEALS = 24
 
 
@@ -78,17 +79,12 @@ def make_split(manifest: Manifest, class_presence: Mapping[str, Collection[str]]
     """
     if protocol not in PROTOCOLS:
         raise DatasetError(f"{protocol!r} is no protocol for folds; known are {', '.join(PROTOCOLS)}")
-    halved = protocol == "5x80-10-10"
+    if few := too_few(manifest, protocol):
+        raise DatasetError(few)
+    least, halved = _LEAST[protocol] // _FOLDS, protocol == "5x80-10-10"
     cases_of: dict[str, list[str]] = {}
     for case in manifest.cases:
         cases_of.setdefault(case.person, []).append(case.name)
-    least = 2 if halved else 1
-    if len(cases_of) < _FOLDS * least:
-        who = "persons" if manifest.grouped_by == "person" else "cases"
-        raise DatasetError(
-            f"{manifest.root}: {len(cases_of)} {who} are too few for {protocol}, which needs {_FOLDS * least}; "
-            "add cases, write a split file of your own (see docs/datasets.md), or train on all of them (--fold all)"
-        )
     deck = {
         person: _Hand(len(names), Counter(c for name in names for c in class_presence.get(name, ()))) for person, names in cases_of.items()
     }
@@ -99,6 +95,18 @@ def make_split(manifest: Manifest, class_presence: Mapping[str, Collection[str]]
         parts = ([p for p in everyone if p not in held_out], validation, test)
         folds.append(Fold(*(tuple(sorted(name for person in part for name in cases_of[person])) for part in parts)))
     return Split(protocol, seed, manifest.grouped_by, tuple(folds))
+
+
+def too_few(manifest: Manifest, protocol: str = PROTOCOLS[0]) -> str:
+    """What is said where a dataset has too few persons for a protocol's folds; empty where they suffice."""
+    persons = len(manifest.persons)
+    if persons >= _LEAST[protocol]:
+        return ""
+    who = plural(persons, "person" if manifest.grouped_by == "person" else "case")
+    return (
+        f"{manifest.root}: {who} {'is' if persons == 1 else 'are'} too few for {protocol}, which needs {_LEAST[protocol]}; "
+        "add cases, write a split file of your own (see docs/datasets.md), or train one network on all of them (uxnet train, fold all)"
+    )
 
 
 def gaps(split: Split, class_presence: Mapping[str, Collection[str]]) -> tuple[Gap, ...]:

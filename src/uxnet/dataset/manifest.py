@@ -3,13 +3,17 @@
 These layouts are known, told apart by `dataset.json` and by names:
 
     decathlon   dataset.json lists image and label files under "training" (Medical Segmentation Decathlon)
+    datalist    the same as MONAI writes it: with "fold", or without labels and channels, and perhaps in a file of another name
+    nnunet_v1   the same, while the images that lie there have a channel's number (nnU-Net v1, raw)
     nnunet      dataset.json has "channel_names" and "file_ending"; imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz (nnU-Net v2, raw)
     folders     no dataset.json: `images` or `imagesTr`, `labels` or `labelsTr`, matched by name
+    bids        no dataset.json: sub-*/anat, and label maps (*_dseg) there or in derivatives (`bids.py`)
     feta, flare, amos
                 as these challenges hand out their data (`challenges.py`)
 
-Reading a manifest looks at names, not at voxels (but for `folders` without a labels.json, whose labels are the values that are
-found). What is wrong with single files is for `check.check_dataset` to say.
+Reading a manifest looks at names, not at voxels, but where nothing names the labels (they are then the values that are found) and
+where names look like a challenge's (some label maps then have to bear it out). What is wrong with single files is for
+`check.check_dataset` to say.
 """
 
 from __future__ import annotations
@@ -17,32 +21,45 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from uxnet.dataset.cases import Case, by_name, listed_cases, listed_paths, niftis, person_table, some
-from uxnet.dataset.challenges import Challenge, challenge_in
-from uxnet.errors import DatasetError, LabelsError, VolumeError, shortened
-from uxnet.io import CHANNEL_NAME, case_name, read_image, read_json, read_labels
-from uxnet.labels import Label, Labels, labels_from_dataset_json, labels_from_json
+from uxnet.dataset.bids import bids_in
+from uxnet.dataset.cases import Case, Found, channel_names, label_maps, person_table, some, values_of
+from uxnet.dataset.challenges import challenge_in
+from uxnet.dataset.layouts import FOLDERS, folders, is_nnunet, nnunet, usual_folders
+from uxnet.dataset.lists import description_in, listed
+from uxnet.dataset.unused import unused_files
+from uxnet.errors import DatasetError, LabelsError, VolumeError, plural, shortened
+from uxnet.io import images_in, read_image, read_json, unread_message
+from uxnet.labels import Labels, labels_from_dataset_json, labels_from_json
 
 __all__ = ["Case", "Manifest", "read_dataset", "some"]
 
-_ENDINGS = (".nii.gz", ".nii")
 _ASKED = 5  # images that are read to see how many channels there are
+
+_LAYOUTS = {
+    "decathlon": "Medical Segmentation Decathlon",
+    "datalist": "MONAI datalist",
+    "nnunet_v1": "nnU-Net v1",
+    "nnunet": "nnU-Net v2",
+    "folders": "files matched by name",
+    "bids": "BIDS",
+    "feta": "FeTA 2021 as downloaded",
+    "flare": "FLARE 2021 as downloaded",
+    "amos": "AMOS 2022 as downloaded",
+}
 
 
 @dataclass(frozen=True)
 class Manifest:
     """A dataset: its cases by name, its labels and channels.
 
-    `layout` is "decathlon", "nnunet", "folders", "feta", "flare" or "amos"; `grouped_by` is "person" where the layout, subjects.json
-    or a pattern says who is who, else "case". `left_out` is a sentence on cases that the folder has and the layout's rule leaves out;
-    `doubts` are sentences on cases that may be missing.
+    `layout` is one of those above, and `guessed` what it was guessed from where no dataset.json says it; `grouped_by` is "person" where
+    the layout, subjects.json or a pattern says who is who, else "case". `left_out` is a sentence on cases that the folder has and the
+    layout's rule leaves out; `doubts` are sentences on what a person should look at, such as cases that may be missing.
     """
 
     root: Path
@@ -56,6 +73,15 @@ class Manifest:
     reference: str = ""
     left_out: str = ""
     doubts: tuple[str, ...] = ()
+    guessed: str = ""
+
+    @property
+    def summary(self) -> str:
+        """A line that says what was read: "Tiny: 10 cases, 2 classes; layout: nnU-Net v2"."""
+        whose = f" of {plural(len(self.persons), 'person')}" if self.grouped_by == "person" else ""
+        layout = _LAYOUTS[self.layout] + (f" (guessed from {self.guessed})" if self.guessed else "")
+        classes = plural(len(self.labels.classes), "class", "classes")
+        return f"{self.name}: {plural(len(self.cases), 'case')}{whose}, {classes}; layout: {layout}"
 
     @property
     def persons(self) -> tuple[str, ...]:
@@ -71,7 +97,7 @@ class Manifest:
         for case in self.cases:
             if case.name == name:
                 return case
-        raise DatasetError(f"{self.root}: there is no case {name!r} among its {len(self.cases)} cases")
+        raise DatasetError(f"{self.root}: there is no case {name!r} among its {plural(len(self.cases), 'case')}")
 
 
 def read_dataset(root: str | Path, *, group_by: str | None = None) -> Manifest:
@@ -91,147 +117,68 @@ def read_dataset(root: str | Path, *, group_by: str | None = None) -> Manifest:
             cases have one name, or it is not known of each case whose it is.
     """
     root = Path(root)
+    if root.is_file():
+        raise DatasetError(f"{root}: is a file; name the folder of the dataset, {root.parent} for example")
     if not root.is_dir():
         raise DatasetError(f"{root}: there is no such folder; name the folder that holds dataset.json, or images and labels")
-    description = root / "dataset.json"
-    data = read_json(description, DatasetError) if description.is_file() else {}
-    challenge = challenge_in(root, data)
-    if challenge is not None:
-        layout, found = challenge.layout, list(challenge.cases)
-    elif not description.is_file():
-        layout, found = "folders", _folder_cases(root)
-    elif _is_nnunet(root, data):
-        layout, found = "nnunet", _nnunet_cases(root, data)
-    elif "training" in data:
-        layout, found = "decathlon", listed_cases(root, data)
-    else:
-        raise DatasetError(
-            f'{description}: it has neither a "training" list (Medical Segmentation Decathlon) nor "channel_names" and "file_ending" '
-            "(nnU-Net v2), so its layout is not known; add one, or remove the file to match images and labels by name"
-        )
-    where = description if data else root
-    _refuse_unusable(found, where)
-    known = "person" if challenge is not None and challenge.persons else "case"
-    cases, grouped_by = _with_persons(sorted(found, key=lambda case: case.name), root, group_by, known)
-    named = _channel_names(where, data) if challenge is None else (challenge.channel,)
+    where = description_in(root)
+    data = read_json(where, DatasetError) if where.is_file() else {}
+    found = _found(root, data, where)
+    where = where if data else root
+    _refuse_unusable(found.cases, where, root)
+    known = "person" if found.persons else "case"
+    cases, grouped_by = _with_persons(sorted(found.cases, key=lambda case: case.name), root, group_by, known)
+    named = found.channels or channel_names(where, data)
     return Manifest(
         root=root,
-        name=str(data.get("name") or data.get("dataset_name") or (challenge and challenge.name) or root.resolve().name),
-        layout=layout,
+        name=str(data.get("name") or data.get("dataset_name") or found.name or root.resolve().name),
+        layout=found.layout,
         cases=cases,
-        labels=_labels(root, data, cases, challenge),
+        labels=_labels(root, data, cases, found, where),
         channel_names=named or tuple(f"channel {c}" for c in range(_count_channels(cases))),
         grouped_by=grouped_by,
         licence=str(data.get("licence") or data.get("license") or ""),
-        reference=str(data.get("reference") or (challenge and challenge.reference) or ""),
-        left_out=challenge.left_out if challenge is not None else "",
-        doubts=_missing(root, data, cases),
+        reference=str(data.get("reference") or found.reference),
+        left_out=found.left_out,
+        doubts=(*found.doubts, *unused_files(root, data, found, where)),
+        guessed=found.guessed,
     )
 
 
-def _missing(root: Path, data: Mapping[str, Any], cases: tuple[Case, ...]) -> tuple[str, ...]:
-    """Whether dataset.json counts other cases than there are, and whether images lie in its folder that it does not list."""
-    doubts = []
-    told = data.get("numTraining")
-    if isinstance(told, int) and told != len(cases):
-        doubts.append(f"dataset.json counts {told} training cases (numTraining), and {len(cases)} are here; is the copy whole?")
-    if "training" in data and (root / "imagesTr").is_dir():
-        listed = {image.resolve() for case in cases for image in case.images}
-        lone = [path.name for path in niftis(root / "imagesTr") if path.resolve() not in listed]
-        if lone:
-            doubts.append(f"in imagesTr, and not listed in dataset.json: {shortened(lone, 3)}; they are left out")
-    return tuple(doubts)
-
-
-def _is_nnunet(root: Path, data: Mapping[str, Any]) -> bool:
-    if "channel_names" not in data or "file_ending" not in data:
-        return False
-    # Converted datasets may keep the Decathlon's list beside nnU-Net's keys: then the files' names decide.
-    return "training" not in data or any((root / "imagesTr").glob(f"*_0000{data['file_ending']}"))
-
-
-def _nnunet_cases(root: Path, data: Mapping[str, Any]) -> list[Case]:
-    where, ending, table = root / "dataset.json", data["file_ending"], data.get("dataset")
-    if ending not in _ENDINGS:
-        raise DatasetError(f'{where}: "file_ending" is {ending!r}, but only .nii.gz and .nii can be read; convert the files')
-    if table is not None:
-        return _explicit_cases(root, table)
-    channels = len(_channel_names(where, data))
-    highest: dict[str, int] = {}
-    for path in niftis(root / "imagesTr"):
-        match = CHANNEL_NAME.fullmatch(case_name(path))
-        if match is None or not path.name.endswith(ending):
-            raise DatasetError(f"{path}: in nnU-Net's layout an image is named CASE_0000{ending}, a channel a file; rename it")
-        highest[match[1]] = max(highest.get(match[1], 0), int(match[2]))
-    names = {*highest, *(case_name(path) for path in niftis(root / "labelsTr"))}
-    # Expected names rather than found ones, so that a missing channel or label map is reported by its name.
-    return [
-        Case(
-            name,
-            tuple(root / "imagesTr" / f"{name}_{c:04d}{ending}" for c in range(max(channels, highest.get(name, 0) + 1))),
-            root / "labelsTr" / f"{name}{ending}",
-            name,
-        )
-        for name in names
-    ]
-
-
-def _explicit_cases(root: Path, table: Any) -> list[Case]:
-    where, cases = root / "dataset.json", []
-    if not isinstance(table, dict):
-        raise DatasetError(f'{where}: "dataset" must be a table of cases, not {type(table).__name__}')
-    for name, entry in table.items():
-        images = listed_paths(entry.get("images") if isinstance(entry, dict) else None, root)
-        labels = listed_paths(entry.get("label") if isinstance(entry, dict) else None, root)
-        if not images or not labels or len(labels) > 1:
-            raise DatasetError(f'{where}: case {name!r} of "dataset" is not of the form {{"images": ["FILE", ...], "label": "FILE"}}')
-        cases.append(Case(str(name), images, labels[0], str(name)))
-    return cases
-
-
-def _folder_cases(root: Path) -> list[Case]:
-    images = next((root / name for name in ("images", "imagesTr") if (root / name).is_dir()), None)
-    labels = next((root / name for name in ("labels", "labelsTr") if (root / name).is_dir()), None)
-    if images is None or labels is None:
-        lacks = "image folder (images or imagesTr)" if images is None else "label folder (labels or labelsTr)"
-        raise DatasetError(f"{root}: it has no dataset.json and no {lacks}, so there are no pairs of image and label map to find")
-    label_of = by_name(niftis(labels), "a label map")
-    files: dict[str, dict[int, Path]] = {}
-    numbered: set[str] = set()
-    for path in niftis(images):
-        name, channel = case_name(path), 0
-        match = CHANNEL_NAME.fullmatch(name)
-        # Four digits are a channel only where the label map goes without them: "scan_0042" may be a name of its own.
-        if match and match[1] in label_of and name not in label_of:
-            name, channel = match[1], int(match[2])
-            numbered.add(name)
-        if channel in files.setdefault(name, {}):
-            raise DatasetError(f"{path}: {files[name][channel].name} is an image of the same case {name!r}; remove one of them")
-        files[name][channel] = path
-    if files and label_of and not set(files) & set(label_of):
+def _found(root: Path, data: Mapping[str, Any], where: Path) -> Found:
+    challenge = challenge_in(root, data, where)
+    if challenge is not None:
+        return challenge
+    if data:
+        if is_nnunet(root, data):
+            return nnunet(root, data, where)
+        if "training" in data:
+            return listed(root, data, where)
         raise DatasetError(
-            f"{root}: no label map has the name of an image (the first of each: {min(files)!r} and {min(label_of)!r}); "
-            "give both the same name, or list the pairs in a dataset.json"
+            f'{where}: it has neither a "training" list (Medical Segmentation Decathlon) nor "channel_names" and "file_ending" '
+            "(nnU-Net v2), so its layout is not known; add one, or remove the file to match images and labels by name"
         )
-    # As in nnU-Net's layout, expected names: what is missing in one case would else shift its other channels.
-    highest = max((channel for name in numbered for channel in files[name]), default=0)
-    for name in numbered:
-        there, one = files[name], min(files[name].values())
-        ending = one.name.removeprefix(case_name(one))
-        files[name] = {c: there.get(c, images / f"{name}_{c:04d}{ending}") for c in range(highest + 1)}
-    return [Case(name, tuple(files.get(name, {}).values()), label_of.get(name), name) for name in {*files, *label_of}]
+    # A folder of this name goes before subjects' folders that may lie beside it.
+    bids = None if any((root / name).is_dir() for name in FOLDERS) else bids_in(root)
+    return bids or folders(root, *usual_folders(root))
 
 
-def _refuse_unusable(cases: list[Case], where: Path) -> None:
+def _refuse_unusable(cases: Sequence[Case], where: Path, root: Path) -> None:
     if not cases:
-        raise DatasetError(f"{where}: there are no cases; expected .nii or .nii.gz images with label maps")
+        folders = [root / name for name in FOLDERS if (root / name).is_dir()]
+        unread = [path for folder in folders for path in images_in(folder).unread]
+        why = unread_message(unread) if unread else "expected .nii or .nii.gz images with label maps, in imagesTr and labelsTr for example"
+        raise DatasetError(f"{where}: there are no cases; {why}")
+    its = "its one case has" if len(cases) == 1 else f"its {len(cases)} cases have"
     if not any(case.images for case in cases):
-        raise DatasetError(f"{where}: its {len(cases)} cases have label maps but no images, and both are needed; add the images")
+        raise DatasetError(f"{where}: {its} label maps but no images, and both are needed; add the images")
     if not any(case.labels for case in cases):
-        raise DatasetError(f"{where}: its {len(cases)} cases have images but no label maps, and both are needed; add the label maps")
+        raise DatasetError(f"{where}: {its} images but no label maps, and both are needed; add the label maps")
     twice = sorted(name for name, n in Counter(case.name for case in cases).items() if n > 1)
     if twice:
-        raise DatasetError(f"{where}: found more than once: {some(twice)}; each case needs a name of its own")
+        files = {path for case in cases if case.name == twice[0] for path in case.images[:1]}
+        way_out = "give each image a file name of its own" if len(files) > 1 else "list it once"
+        raise DatasetError(f"{where}: found more than once: {some(twice)}; {way_out}")
     # Names become the names of files in caches and results.
     unsafe = sorted(case.name for case in cases if case.name != Path(case.name).name or case.name.startswith("."))
     if unsafe:
@@ -272,46 +219,36 @@ def _persons_by_table(cases: list[Case], path: Path) -> dict[str, str]:
     return {case.name: str(table[case.name]) for case in cases}
 
 
-def _labels(root: Path, data: Mapping[str, Any], cases: tuple[Case, ...], challenge: Challenge | None) -> Labels:
+def _labels(root: Path, data: Mapping[str, Any], cases: tuple[Case, ...], found: Found, description: Path) -> Labels:
     own = root / "labels.json"
-    where = own if own.is_file() else root / "dataset.json"
+    where = own if own.is_file() else description
     try:
         if own.is_file():
             said = read_json(own, DatasetError)
             if "model" in said and "labels" in data:
-                raise DatasetError(f"{own}: was written by a prediction, and {root / 'dataset.json'} says what the labels are; remove one")
+                raise DatasetError(f"{own}: was written by a prediction, and {description} says what the labels are; remove one")
             return labels_from_json(said)
-        if challenge is not None and challenge.labels is not None:
-            return challenge.labels
-        if data:
+        if found.labels is not None:
+            return found.labels
+        # A MONAI datalist lists files alone.
+        if data.get("labels") or found.layout == "nnunet":
             return labels_from_dataset_json(data)
+        return _seen_labels(root, cases, found.label_names)
     except LabelsError as error:
         raise DatasetError(f"{where}: {error}") from error
-    values: set[int] = set()
-    for case in cases:
-        if case.labels is not None:
-            # Damaged files are for the check to report.
-            with contextlib.suppress(VolumeError):
-                values |= {int(v) for v in np.unique(read_labels(case.labels).array)}
-    values -= {0}
+
+
+def _seen_labels(root: Path, cases: tuple[Case, ...], names: Mapping[int, str]) -> Labels:
+    """The labels that the label maps hold, called as `names` says, else after their values."""
+    values = {value for labelled in label_maps(cases) for value in values_of(labelled)} - {0}
     if not values:
         raise DatasetError(f"{root}: no label map can be read and has values other than 0, so there are no labels to learn")
-    return Labels(tuple(Label(f"label {v}", v) for v in sorted(values)))
-
-
-def _channel_names(where: Path, data: Mapping[str, Any]) -> tuple[str, ...]:
-    """From nnU-Net's "channel_names" or the Decathlon's "modality"; none where neither is there."""
-    key = "channel_names" if "channel_names" in data else "modality"
-    table = data.get(key) or {}
-    if isinstance(table, list):
-        table = dict(enumerate(table))
-    try:
-        named = {int(c): str(name) for c, name in table.items()}
-    except (AttributeError, ValueError) as error:
-        raise DatasetError(f'{where}: "{key}" must be a table from channel numbers to names, such as {{"0": "CT"}}') from error
-    if sorted(named) != list(range(len(named))):
-        raise DatasetError(f'{where}: "{key}" must count the channels 0, 1, 2, ... without gaps, not {sorted(named)}')
-    return tuple(named[c] for c in range(len(named)))
+    named = {value: names.get(value, f"label {value}") for value in sorted(values)}
+    if twice := [value for value, name in named.items() if list(named.values()).count(name) > 1 or name.lower() == "background"]:
+        raise DatasetError(
+            f"{root}: the name {named[twice[0]]!r} is not one label's alone (values {shortened(twice)}); correct the *_dseg.tsv"
+        )
+    return labels_from_dataset_json({"labels": {"background": 0, **{name: value for value, name in named.items()}}})
 
 
 def _count_channels(cases: tuple[Case, ...]) -> int:

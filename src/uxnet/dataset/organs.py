@@ -9,7 +9,7 @@ name reach. Organs of like size (a kidney and a spleen) cannot be told apart by 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 from uxnet.dataset.fingerprint import Fingerprint
@@ -44,27 +44,38 @@ def doubtful_names(fingerprint: Fingerprint) -> Iterator[str]:
 
     Left and right are each compared. A case counts where it shows both organs.
     """
-    organ_of = {name: organ for name in fingerprint.classes if (organ := _organ(name))}
+    shown = [{name: case.volumes_ml[name] for name, n in case.voxels.items() if n} for case in fingerprint.cases]
+    yield from doubts_of(fingerprint.classes, shown)
+
+
+def doubts_of(classes: Sequence[str], volumes_ml: Sequence[Mapping[str, float]]) -> Iterator[str]:
+    """As `doubtful_names`.
+
+    Args:
+        volumes_ml: of each case, the classes that it shows.
+    """
+    organ_of = {name: organ for name in classes if (organ := _organ(name))}
     for larger, smaller in _ORDER:
         for a in (name for name, organ in organ_of.items() if organ == larger):
             for b in (name for name, organ in organ_of.items() if organ == smaller):
-                yield from _wrong_way_round(fingerprint, a, b)
+                yield from _wrong_way_round(volumes_ml, a, b)
     for name, organ in organ_of.items():
-        spread = fingerprint.volume_ml(name)
-        if spread and organ in _AT_MOST_ML and spread.median > _AT_MOST_ML[organ]:
+        seen = [volumes[name] for volumes in volumes_ml if name in volumes]
+        if seen and organ in _AT_MOST_ML and median(seen) > _AT_MOST_ML[organ]:
             yield (
-                f"{name!r} has a median volume of {spread.median:.0f} ml, and hardly any {organ} has over {_AT_MOST_ML[organ]:.0f}: "
+                f"{name!r} has a median volume of {median(seen):.0f} ml, and hardly any {organ} has over {_AT_MOST_ML[organ]:.0f}: "
                 "do the label values have the right names, and the spacings the right unit?"
             )
 
 
-def _wrong_way_round(fingerprint: Fingerprint, larger: str, smaller: str) -> Iterator[str]:
-    both = [case.volumes_ml for case in fingerprint.cases if case.voxels.get(larger) and case.voxels.get(smaller)]
+def _wrong_way_round(volumes_ml: Sequence[Mapping[str, float]], larger: str, smaller: str) -> Iterator[str]:
+    both = [volumes for volumes in volumes_ml if larger in volumes and smaller in volumes]
     wrong = sum(volumes[larger] < volumes[smaller] for volumes in both)
     if 2 * wrong > len(both):
         a, b = (median(volumes[name] for volumes in both) for name in (larger, smaller))
+        where = "the one case that shows" if len(both) == 1 else f"{wrong} of the {len(both)} cases that show"
         yield (
-            f"{larger!r} is smaller than {smaller!r} in {wrong} of the {len(both)} cases that show both (medians {a:.0f} and {b:.0f} ml): "
+            f"{larger!r} is smaller than {smaller!r} in {where} both ({'' if len(both) == 1 else 'medians '}{a:.0f} and {b:.0f} ml): "
             f"do the label values have each other's names (a labels.json sets them right), or is {larger!r} cut off by the field of view?"
         )
 

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from uxnet.dataset.cases import by_name, listed_cases, niftis, person_table, some
+from uxnet.dataset.cases import by_name, niftis, person_table, some
+from uxnet.dataset.lists import listed_cases
 from uxnet.dataset.merging import Merge, brain_values, choose_merge, freesurfer_pairs, named_pairs, one_sided
 from uxnet.dataset.synthesis import EDITION, Scheme, Synthesis, anatomy, synthetic
-from uxnet.errors import DatasetError, InputError, UsageError
+from uxnet.errors import DatasetError, InputError, UsageError, plural
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.geometry import axis_order
-from uxnet.io import case_name, read_json, read_labels, sha256, write_image, write_json, write_labels
+from uxnet.io import case_name, images_in, read_json, read_labels, sha256, unread_message, write_image, write_json, write_labels
 from uxnet.jobs import work
 
 SCHEMA = "uxnet synthesis"
@@ -92,7 +93,7 @@ def synthesise(
         raise UsageError(f"{images_per_map} images a label map: between 1 and {_MOST} can be made")
     if seed < 0 or (spacing_mm is not None and not 0 < spacing_mm < float("inf")):
         raise UsageError(f"the seed must be at least 0 and the spacing above 0 mm, not {seed} and {spacing_mm}")
-    paths = find_label_maps(folder)
+    paths = find_label_maps(folder, report)
     if out.resolve() == folder.resolve():
         raise InputError(f"{out}: the images need a folder of their own, not that of the label maps")
     maps, failures = _survey(paths, workers, report)
@@ -154,8 +155,8 @@ def _produce(unit: Callable[[_Unit], None], todo: Sequence[_Unit], workers: int,
     return failures
 
 
-def find_label_maps(folder: Path) -> dict[str, Path]:
-    """Name -> file of each label map of a folder, by name.
+def find_label_maps(folder: Path, report: Report = silent) -> dict[str, Path]:
+    """Name -> file of each label map of a folder, by name. Warns of those in formats that are not read.
 
     Raises:
         InputError: if there are none, or two have one name.
@@ -168,7 +169,11 @@ def find_label_maps(folder: Path) -> dict[str, Path]:
         found = [case.labels for case in listed_cases(folder, data) if case.labels is not None]
     else:
         inside = next((folder / part for part in ("labelsTr", "labels") if (folder / part).is_dir()), folder)
-        found = niftis(inside)
+        found, unread = niftis(inside), images_in(inside).unread
+        if unread and not found:
+            raise InputError(f"{inside}: there are no label maps; {unread_message(unread)}")
+        if unread:
+            report(Warn(f"{inside}: left out: {plural(len(unread), 'file')}; {unread_message(unread)}"))
     if not found:
         raise InputError(f"{folder}: there are no label maps; expected .nii or .nii.gz files in labelsTr, labels, or the folder itself")
     return dict(sorted(by_name(found, "a label map").items()))

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Literal
 
 from uxnet.dataset.cache import build_cache
-from uxnet.dataset.check import check_dataset, refuse_errors
+from uxnet.dataset.check import check_dataset, warn_and_refuse
 from uxnet.dataset.manifest import read_dataset
 from uxnet.dataset.sides import check_trained_sides
 from uxnet.errors import Cancelled, UsageError
@@ -126,11 +126,12 @@ def cross_validate(
     ray = None if cluster is None else Cluster.computing_on(device, cluster, threads)
     recipe, out = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), Path(out).absolute()
     manifest = read_dataset(Path(dataset).absolute(), group_by=group_by)
+    report(Note(manifest.summary))
     check_trained_sides(recipe.stages, manifest.labels, report)
     # Of a cluster's devices this machine may have none.
     jobs_here = jobs or default_jobs("cpu" if cluster else device, threads)
     inspection = check_dataset(manifest, workers=jobs_here, report=report)
-    refuse_errors(inspection)
+    warn_and_refuse(inspection, report)
     refuse_another_recipe(out / "recipe.toml", recipe)
     chosen = chosen_split(out / "split.json", Path(split) if split else None, inspection, recipe, report, protocol)
     begin_with = Path(init_from) if init_from else None

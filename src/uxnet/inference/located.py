@@ -86,6 +86,8 @@ class LocatedSegmenter:
         self.crops, self.whole = Segmenter(crops.model, crops.engines, crops.settings, Limits()), whole
         self.model, self.settings = crops.model, crops.settings
         self.labels = labels_of(crops.labels, whole)
+        # Messages name what the model of crops takes: the localiser calls its channel after what it was trained on.
+        self.localiser.model = replace(self.localiser.model, channels=crops.model.channels)
 
     def prepare(self, scan: str | Path | Sequence[str | Path] | Volume, report: Report = as_warnings) -> Ready:
         """A whole scan, read, and prepared for the localiser; `segment` takes it.

@@ -6,7 +6,7 @@ from uxnet.io.forms import misfit
 from uxnet.io.labels_json import read_labels_file
 from uxnet.io.mapped import mapped_array
 from uxnet.io.nifti import CHANNEL_NAME, case_name, is_nifti, write_image, write_labels, write_probabilities
-from uxnet.io.nifti_read import read_geometry, read_image, read_labels, voxel_bytes
+from uxnet.io.nifti_read import channels_of, read_geometry, read_image, read_labels, voxel_bytes
 from uxnet.io.parts import alone, claimed, clear_parts, lock, lock_path, part_path, token_of
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "as_json",
     "atomic",
     "case_name",
+    "channels_of",
     "claimed",
     "clear_parts",
     "images_in",

@@ -111,6 +111,8 @@ def read_header(path: Path) -> File:
         VolumeError: if there is no such file, it is no NIfTI of one real number a voxel and three axes, has no valid affine, a spacing
             that no scan has, a unit other than mm, or claims more than the file can hold.
     """
+    if path.is_dir():
+        raise VolumeError(f"{path}: is a folder, and a file was expected; move the file that it holds out of it")
     if not path.is_file():
         raise VolumeError(f"{path}: there is no such file")
     if not path.name.lower().endswith(SUFFIXES):

@@ -51,6 +51,15 @@ def voxel_bytes(path: str | Path) -> int:
     return file.size * file.stored.itemsize
 
 
+def channels_of(path: str | Path) -> int:
+    """How many channels a file holds; only its header is read.
+
+    Raises:
+        VolumeError: as `read_image`.
+    """
+    return read_header(Path(path)).shape[3]
+
+
 def read_image(*paths: str | Path, compact: bool = False, report: Report = silent) -> Volume:
     """One image, (C, I, J, K), with scl_slope and scl_inter applied; in memory as NIfTI stores it: i runs fastest, channels slowest.
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from uxnet.dataset.cache import CachedCase, build_cache
-from uxnet.dataset.check import Inspection, check_dataset, refuse_errors, same_scans
+from uxnet.dataset.check import Inspection, check_dataset, same_scans, warn_and_refuse
 from uxnet.dataset.folds import Fold, split_for, write_split
 from uxnet.dataset.manifest import Case, Manifest, read_dataset
 from uxnet.dataset.sides import check_trained_sides
@@ -115,25 +115,26 @@ def train(
     one.first(lambda: _refuse_another_run(out, recipe, resume))
 
     manifest = dataset if isinstance(dataset, Manifest) else read_dataset(dataset, group_by=group_by)
+    report(Note(manifest.summary))
     if len(recipe.stages) > 1 and manifest.labels.regions:
         raise RecipeError(f"stages: {recipe.name} asks for one structure at a time, so the labels of {manifest.name} may not be regions")
     check_trained_sides(recipe.stages, manifest.labels, report)
     known = inspection
     inspection = one.first(lambda: known or check_dataset(manifest, workers=workers, report=report))
-    refuse_errors(inspection)
-    for doubt in (warning for warning in inspection.warnings if not warning.case):  # of the whole: names that volumes contradict
-        report(Warn(f"{manifest.root}: {doubt.message}"))
+    warn_and_refuse(inspection, report)
     networks = [_fresh_network(stage, manifest) for stage in recipe.stages]
     origin = begin_from(networks, recipe, manifest, Path(init_from), init_kernels, report) if init_from else None
     taught = teachers_from([Path(path) for path in teachers], recipe, manifest, report).on(one) if teachers else None
 
     everyone = one.first(lambda: _every_case(recipe, manifest, report)) if fold == "all" else None
+    seed, file = recipe.stages[0].training.seed, Path(split or out / "split.json")
+    if everyone is None:  # refused before there is a folder with a lock in it
+        one.first(lambda: _fold(manifest, inspection, file, protocol, seed, int(fold), silent, False))
 
     def begin() -> Fold:
         held.enter_context(alone(out / "train.lock", CheckpointError(f"{out}: another process trains there; wait for it, or stop it")))
         _refuse_another_run(out, recipe, resume)  # again: it may have begun while this process read the dataset
         _refuse_another_beginning(out, origin)
-        seed, file = recipe.stages[0].training.seed, Path(split or out / "split.json")
         chosen = everyone or _fold(manifest, inspection, file, protocol, seed, int(fold), report)
         for doubt in same_scans(inspection, {"train": chosen.train, "validation": chosen.validation, "test": chosen.test}):
             report(Warn(f"{manifest.root}: {doubt}"))
@@ -371,11 +372,13 @@ def _begin(out: Path, recipe: Recipe, resume: bool, report: Report) -> None:
         temporary.write_text(recipe_to_toml(recipe), encoding="utf-8")
 
 
-def _fold(manifest: Manifest, inspection: Inspection, file: Path, protocol: str | None, seed: int, fold: int, report: Report) -> Fold:
+def _fold(
+    manifest: Manifest, inspection: Inspection, file: Path, protocol: str | None, seed: int, fold: int, report: Report, write: bool = True
+) -> Fold:
     split = split_for(manifest, file, inspection.class_presence(), protocol=protocol, seed=seed, write=False, report=report)
     if not 0 <= fold < len(split.folds):
         raise UsageError(f"{file}: it has the folds 0 to {len(split.folds) - 1}, not {fold}")
-    if not file.exists():
+    if write and not file.exists():
         write_split(file, split)
     return split.folds[fold]
 
