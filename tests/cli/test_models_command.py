@@ -140,7 +140,7 @@ def test_heads_are_segmented_by_name_and_a_bad_one_is_named(capsys, tmp_path, bo
     assert run(*command) == 1
     said = capsys.readouterr()
     assert "taken for whole heads: left thing and right thing are located first" in said.err
-    assert "half.nii.gz: not segmented: the right thing is not found" in said.out
+    assert "half.nii.gz: not segmented: the right thing is not found" in said.err
     assert heads[0][1].located.localiser == box / "finder.uxnet"
     assert sorted(path.name for path in out.glob("*.nii.gz")) == ["good.nii.gz", "other.nii.gz"]
     for name in ("good", "other"):

@@ -40,7 +40,7 @@ def test_predict_then_evaluate(capsys, tmp_path, tiny_model):
     assert run(*command) == 1
     said = capsys.readouterr()
     assert f"2 of 3 scans segmented into {out}" in said.out
-    assert (said.out.count("broken"), said.err.count("not segmented: ")) == (1, 1)  # a row of the table; and why, once
+    assert (said.out.count("broken"), said.err.count("failed: ")) == (1, 1)  # a row of the table; and why, once
     assert "broken.nii.gz: " in said.err
     names = {"case 0.nii.gz", "case 1.nii.gz", "labels.json", "predict.json", "predict.jsonl"}
     assert {p.name for p in out.iterdir()} == names

@@ -252,7 +252,7 @@ def _committed(unit: Unit, written: Written, ledger: Path) -> Outcome:
 
 def _tell(outcome: Outcome, outcomes: Mapping[str, Outcome], total: int, crew: _Crew, report: Report) -> None:
     if outcome.status == "failed":
-        report(Warn(f"not segmented: {outcome.error}"))
+        report(Warn(f"failed: {outcome.error}"))
     elif outcome.status == "done":
         peak = outcome.peak_memory_mb
         memory = f", peak memory {peak} MB" if peak is not None else ""
