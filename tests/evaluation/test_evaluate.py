@@ -106,6 +106,19 @@ def test_empty_counts_as_one(folders):
     assert (c.classes[1].dice, c.classes[1].hd95_mm, c.classes[1].nsd) == (1, 0, 1)
 
 
+def test_a_class_that_no_reference_shows_has_no_score_and_its_false_positives_are_counted(folders):
+    predicted, reference = folders[0] / "e.nii.gz", folders[1] / "e.nii.gz"
+    events = []
+    evaluation = evaluate_files(predicted, reference, labels=folders[1].parent / "dataset.json", report=events.append)
+    kidneys, cysts = evaluation.classes()
+    assert (cysts.dice.n, cysts.dice.interval.mean, cysts.nsd.n, cysts.false_positives) == (0, None, 0, 1)
+    assert evaluation.overall().dice.interval.mean == kidneys.dice.interval.mean == evaluation.cases[0].mean("dice")
+    assert any(isinstance(e, Warn) and "cyst: no reference shows it" in e.message and "in 1 case" in e.message for e in events)
+    # Who says that absence counts wants it scored: found falsely it is wrong, in HD95, too.
+    cysts = evaluate_files(predicted, reference, empty="one").classes()[1]
+    assert (cysts.dice.interval.mean, cysts.hd95_mm.n) == (0, 1)
+
+
 def test_worst_cases(folders):
     evaluation = evaluate_files(*folders)
     worst = evaluation.worst(2)

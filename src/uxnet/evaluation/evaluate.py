@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from uxnet.errors import InputError, UxnetError
+from uxnet.errors import InputError, UxnetError, plural
 from uxnet.evaluation.metrics import METRICS, ClassMetrics, Empty, Outcome, case_metrics, check_settings
 from uxnet.evaluation.pairs import Failure, Pair, find_labels_file, find_pairs, labels_from_values, refuse_other_names
 from uxnet.evaluation.seen import warn_of_seen
@@ -130,6 +131,8 @@ def evaluate_pairs(
 ) -> Evaluation:
     """Evaluates (case name, prediction, reference) one by one. A case that cannot be is among the failures; the rest goes on.
 
+    With "skip", a class that no reference shows has no score in any case: it would be of false positives alone, which are counted.
+
     Raises:
         UsageError: if the tolerance is negative or not finite, or `empty` is neither "skip" nor "one".
         Cancelled: if `report` says so.
@@ -150,7 +153,21 @@ def evaluate_pairs(
             failures.append(Failure(name, f"{predicted}: there is not enough memory to evaluate this case"))
             values = {"failed": name}
         report(Progress("evaluate", done, len(pairs), values))
-    return Evaluation(labels, tolerance_mm, empty, tuple(cases), tuple(failures))
+    scored = cases if empty == "one" else _without_unreferenced(cases, report)
+    return Evaluation(labels, tolerance_mm, empty, tuple(scored), tuple(failures))
+
+
+def _without_unreferenced(cases: Sequence[CaseMetrics], report: Report) -> list[CaseMetrics]:
+    """The cases, without scores of classes that none of their references shows."""
+    shown = {c.name for case in cases for c in case.classes if c.reference_ml > 0}
+    false_positives = Counter(c.name for case in cases for c in case.classes if c.name not in shown and c.outcome is Outcome.FALSE_POSITIVE)
+    for name, count in false_positives.items():
+        report(Warn(f"{name}: no reference shows it, so it has no score; it is predicted in {plural(count, 'case')}"))
+
+    def counted(c: ClassMetrics) -> ClassMetrics:
+        return c if c.name in shown else replace(c, dice=None, hd95_mm=None, nsd=None)
+
+    return [replace(case, classes=tuple(map(counted, case.classes))) for case in cases]
 
 
 def evaluate_files(

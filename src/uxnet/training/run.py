@@ -37,7 +37,7 @@ from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss
 from uxnet.training.showing import Showing
 from uxnet.training.teach import Teachers, teachers_from
-from uxnet.training.validate import Validation, validate
+from uxnet.training.validate import Validation, joined, validate
 
 
 def train(
@@ -219,9 +219,8 @@ def _train_stage(run: _Run, network: nn.Module, engine: TrainingEngine, before: 
     def score() -> Validation:
         stages = run.recipe.stages[: number + 1]
         own = held_out[engine.rank :: engine.world]
-        parts = engine.every(lambda: dict(validate(own, engines, stages, labels, run.report, showing.case).cases))
-        scores = {name: dices for part in parts for name, dices in part.items()}
-        return Validation({case.name: scores[case.name] for case in held_out})
+        parts = engine.every(lambda: validate(own, engines, stages, labels, run.report, showing.case))
+        return joined(parts, [case.name for case in held_out])
 
     def validation_seconds() -> float:
         some, now = held_out[engine.rank : engine.rank + 2], clock(engine)

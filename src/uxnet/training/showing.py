@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -69,13 +70,19 @@ class Showing:
             draw_curves(self._folder / "curves.png", records, self._title)
             if self._kept and (last or picture_due(len(scored), validations)):
                 path = self._folder / "pictures" / f"step_{step:07d}.png"
-                kept = [self._kept[name] for name in self._chosen if name in self._kept]
+                kept = [_as_recorded(self._kept[name], scored[-1]) for name in self._chosen if name in self._kept]
                 picture(path, kept, self._labels, f"{self._title}, step {step}")
                 if self._board is not None:
                     self._board.picture("validation", path, step)
         except InputError as error:
             # A full disk stops the training where it matters, in the checkpoint.
             self._report(Warn(f"step {step}: not drawn ({error})"))
+
+
+def _as_recorded(case: Shown, record: Mapping[str, Any]) -> Shown:
+    """The case with the Dice that its record gives: which classes count is known once all cases are segmented."""
+    dices = record.get("cases", {}).get(case.name)
+    return case if dices is None else replace(case, dice=mean_of_counted(dices.values()))
 
 
 def draw_curves(path: Path, records: Sequence[Record], title: str) -> None:
