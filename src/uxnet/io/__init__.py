@@ -1,6 +1,7 @@
 """Files to volumes and back. The file formats' own axis orders and header fields are known here and nowhere else."""
 
 from uxnet.io.files import alone, atomic, json_value, read_json, sha256, write_json
+from uxnet.io.formats import ImagesFound, images_in, unread_format, unread_message
 from uxnet.io.forms import misfit
 from uxnet.io.labels_json import read_labels_file
 from uxnet.io.nifti import CHANNEL_NAME, case_name, is_nifti, write_image, write_labels, write_probabilities
@@ -8,9 +9,11 @@ from uxnet.io.nifti_read import read_geometry, read_image, read_labels, voxel_by
 
 __all__ = [
     "CHANNEL_NAME",
+    "ImagesFound",
     "alone",
     "atomic",
     "case_name",
+    "images_in",
     "is_nifti",
     "json_value",
     "misfit",
@@ -20,6 +23,8 @@ __all__ = [
     "read_labels",
     "read_labels_file",
     "sha256",
+    "unread_format",
+    "unread_message",
     "voxel_bytes",
     "write_image",
     "write_json",
