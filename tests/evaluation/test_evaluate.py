@@ -2,10 +2,12 @@
 
 import csv
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from commands import run, scan
 
 from uxnet.cli.evaluate import run as evaluate
 from uxnet.errors import Cancelled, DatasetError, InputError, LabelsError, UsageError
@@ -21,8 +23,9 @@ from uxnet.evaluation import (
 )
 from uxnet.events import Note, Progress, Warn
 from uxnet.geometry import Geometry
-from uxnet.io import write_image, write_json, write_labels
+from uxnet.io import read_labels, write_image, write_json, write_labels
 from uxnet.labels import Label, Labels
+from uxnet.model import read_model, read_weights, write_model
 from uxnet.volume import Volume
 
 SHAPE = (10, 12, 8)
@@ -57,6 +60,12 @@ def folders(tmp_path):
     save(reference / "e.nii.gz", kidney(2, False))
     save(predicted / "e.nii.gz", kidney(2, True))
     return predicted, reference
+
+
+def with_provenance(model, path, provenance):
+    """A copy of a model that came from elsewhere."""
+    given = read_model(model)
+    write_model(path, [read_weights(given)], recipe=given.recipe, labels=given.labels, channels=given.channels, provenance=provenance)
 
 
 def collect(events):
@@ -318,6 +327,54 @@ def test_cases_that_the_model_was_trained_on_are_counted(folders, tiny_model, tm
     assert "was trained on 1 of these 5 cases (a): their scores do not say how good it is on others" in warning
     write_json(folders[0] / "predict.json", {"models": "none"})
     assert warnings() == []
+
+
+def test_cases_of_the_training_are_known_wherever_evaluate_is_called_and_whatever_they_are_called(tiny_model, tmp_path, monkeypatch):
+    """The model lies at a relative path, is moved, and is gone: what it has seen stands in predict.json, or in the file of its content."""
+    labels = Labels((Label("bright", 1), Label("dark", 300)))
+    for name, value in (("a", 1), ("b", 300)):
+        scan(tmp_path / "lab" / "scans" / f"{name}.nii.gz", (12, 12, 12))
+        array = np.zeros((1, 12, 12, 12), np.uint16)
+        array[0, :4, :4, :4] = value
+        geometry = Geometry((12, 12, 12), np.diag([-1.5, 1, 2, 1]))
+        write_labels(tmp_path / "refs" / "labelsTr" / f"{name}.nii.gz", Volume(array, geometry))
+    write_json(tmp_path / "refs" / "dataset.json", labels.to_dict() | {"name": "Tiny"})
+    model = tmp_path / "lab" / "models" / "mine.uxnet"
+    digest = read_labels(tmp_path / "refs" / "labelsTr" / "b.nii.gz").sha256()
+    model.parent.mkdir()
+    with_provenance(tiny_model(), model, {"dataset": {"name": "Tiny"}, "split": {"train": ["a"], "train_label_maps": [digest[:16]]}})
+    monkeypatch.chdir(tmp_path / "lab")
+    assert run("predict", "models/mine.uxnet", "scans", "-o", "out", "--threads", "1") == 0
+    monkeypatch.chdir(tmp_path)
+
+    def seen(predicted="lab/out", reference="refs/labelsTr"):
+        events = []
+        evaluation = evaluate_files(Path(predicted), Path(reference), report=events.append)
+        warned = [event.message for event in events if isinstance(event, Warn) and "was trained on" in event.message]
+        assert all(f"mine.uxnet was trained on {len(evaluation.seen)} of these 2 cases" in message for message in warned)
+        assert len(warned) == bool(evaluation.seen)
+        return evaluation.seen
+
+    assert seen() == ("a", "b")  # a by its name, b by its label map
+    told = json.loads((tmp_path / "lab" / "out" / "predict.json").read_text())
+    del told["models"][0]["seen"]  # as earlier versions wrote it
+    write_json(tmp_path / "lab" / "out" / "predict.json", told)
+    assert seen() == ("a", "b")
+    other = tmp_path / "lab" / "models" / "other.uxnet"
+    model.rename(other)
+    assert seen() == ()
+    with_provenance(other, model, {"dataset": {"name": "Tiny"}, "split": {"train": ["a"]}})
+    assert seen() == ()  # another model where it was
+    for strange in (
+        5,
+        [5],
+        [{"file": 5}],
+        [{"file": "x\0", "sha256": 7}],
+        [{"file": "y" * 300, "sha256": "0", "seen": {}}],
+        [{"file": "z", "seen": [{"cases": 3}]}],
+    ):
+        write_json(tmp_path / "lab" / "out" / "predict.json", told | {"models": strange})
+        assert seen() == ()
 
 
 def test_a_narrow_terminal_keeps_the_names_of_classes(folders, capsys, monkeypatch):

@@ -23,12 +23,17 @@ _COLUMNS = ("case", "class", *METRICS, "predicted_ml", "reference_ml", "outcome"
 
 @dataclass(frozen=True)
 class CaseMetrics:
-    """One evaluated case."""
+    """One evaluated case.
+
+    Args:
+        label_map: sha256 of the reference's voxels, by which a case is known under another name; empty where it shows no class.
+    """
 
     name: str
     predicted: Path
     reference: Path
     classes: tuple[ClassMetrics, ...]
+    label_map: str = ""
 
     def mean(self, metric: str) -> float | None:
         """The mean of "dice", "hd95_mm" or "nsd" over the classes that count; None where none does."""
@@ -76,6 +81,7 @@ class Evaluation:
         cases: the cases that could be evaluated.
         failures: those that could not, or had no prediction; no mean includes them.
         unused: predictions without a reference.
+        seen: cases that a model of the predictions was trained on, as far as is known.
     """
 
     labels: Labels
@@ -85,6 +91,7 @@ class Evaluation:
     failures: tuple[Failure, ...] = ()
     unused: tuple[Path, ...] = ()
     labels_from: str = "given"
+    seen: tuple[str, ...] = ()
 
     def classes(self) -> tuple[Summary, ...]:
         """One summary a class, in the labels' order."""
@@ -123,6 +130,7 @@ class Evaluation:
             "cases": [_case_dict(case) for case in self.cases],
             "failures": [{"case": f.name, "message": f.message} for f in self.failures],
             "predictions_without_reference": [str(path) for path in self.unused],
+            "cases_seen_in_training": list(self.seen),
         }
 
 
@@ -142,8 +150,9 @@ def evaluate_pairs(
     for done, (name, predicted, reference) in enumerate(pairs, 1):
         try:
             maps = (read_labels(predicted), read_labels(reference, report))
-            case = CaseMetrics(name, predicted, reference, case_metrics(*maps, labels, tolerance_mm=tolerance_mm, empty=empty))
-            cases.append(case)
+            classes = case_metrics(*maps, labels, tolerance_mm=tolerance_mm, empty=empty)
+            known = maps[1].sha256() if any(c.reference_ml for c in classes) else ""
+            cases.append(case := CaseMetrics(name, predicted, reference, classes, known))
             dice = case.mean("dice")
             values: dict[str, float | int | str] = {} if dice is None else {"dice": dice}
         except UxnetError as error:
@@ -203,12 +212,12 @@ def evaluate_files(
         report(Note("labels: no labels.json or dataset.json was found, so the classes are named after the values in the references"))
     if predicted.resolve() == reference.resolve():
         report(Warn(f"{predicted}: predictions and references are the same files, so every score is perfect; check the two paths"))
-    warn_of_seen(predicted, reference, (name for name, _, _ in found.pairs), report)
     for path in found.unused:
         report(Warn(f"{path}: there is no reference for this prediction; it does not count"))
     result = evaluate_pairs(found.pairs, names, tolerance_mm=tolerance_mm, empty=empty, report=report)
+    seen = warn_of_seen(predicted, reference, {case.name: case.label_map for case in result.cases}, report)
     failures = sorted((*found.failures, *result.failures), key=lambda f: f.name)
-    return replace(result, failures=tuple(failures), unused=found.unused, labels_from=source)
+    return replace(result, failures=tuple(failures), unused=found.unused, labels_from=source, seen=seen)
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:

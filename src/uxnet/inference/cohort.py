@@ -29,7 +29,7 @@ from uxnet.io import is_nifti, read_json, sha256, write_json
 from uxnet.io.files import sync_folder
 from uxnet.jobs import Cluster, shard, work
 from uxnet.labels import Labels
-from uxnet.model import Model, read_model
+from uxnet.model import Model, read_model, seen_by
 from uxnet.records import Record, append_record
 
 __all__ = ["Outcome", "Scan", "find_scans", "predict", "read_models"]
@@ -381,7 +381,7 @@ def _write_summary(
     summary = {
         "uxnet": made_of.version,
         "models": [
-            {"file": str(file), "name": model.recipe.name, "sha256": content}
+            {"file": str(file), "name": model.recipe.name, "sha256": content, "seen": seen_by([model])}
             for file, model, content in zip(paths, models, made_of.models, strict=True)
         ],
         "settings": json.loads(json.dumps(asdict(crew.settings), default=str)),

@@ -137,7 +137,8 @@ def train(
         for doubt in same_scans(inspection, {"train": chosen.train, "validation": chosen.validation, "test": chosen.test}):
             report(Warn(f"{manifest.root}: {doubt}"))
         others = [*(taught.models if taught else ()), *([read_model(Path(init_from))] if init_from else ())]
-        warn_of_leaks(others, (*chosen.validation, *chosen.test), manifest.name, inspection.fingerprint.sha256, report)
+        known = inspection.fingerprint
+        warn_of_leaks(others, (*chosen.validation, *chosen.test), manifest.name, known.sha256, report, known.label_maps)
         # Until a checkpoint is there, a case that could not be prepared may be mended.
         if any(RunFiles(folder).last.exists() for folder in (out, *(out / f"stage_{n}" for n in range(len(recipe.stages))))):
             refuse_changed_cases(out / "inspection.json", inspection, (*chosen.train, *chosen.validation))
