@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uxnet.dataset.check import check_dataset
-from uxnet.dataset.folds import PROTOCOLS, Fold, Gap, Split, gaps, make_split, read_fold, read_split, split_for, write_split
+from uxnet.dataset.folds import PROTOCOLS, Fold, Gap, Split, gaps, make_split, read_split, split_for, write_split
 from uxnet.dataset.manifest import Case, Manifest, read_dataset
-from uxnet.errors import DatasetError, UsageError
+from uxnet.errors import DatasetError
 from uxnet.events import Warn
 from uxnet.labels import Label, Labels
 
@@ -213,16 +213,3 @@ def test_hippocampus_keeps_both_sides_of_a_person_together(data_dir):
         for fold in split.folds:
             parts = [{person_of[name] for name in part} for part in (fold.train, fold.validation, fold.test)]
             assert max(Counter(person for part in parts for person in part).values()) == 1
-
-
-def test_a_fold_is_read_without_its_dataset(tmp_path):
-    path = tmp_path / "split.json"
-    path.write_text(
-        json.dumps({"folds": [{"train": ["a"], "validation": ["c", "b"]}, {"train": ["b"], "validation": ["a"], "test": ["c"]}]})
-    )
-    assert [read_fold(path, k).scored for k in (0, 1)] == [("b", "c"), ("c",)]
-    for number in (-1, 2):
-        with pytest.raises(UsageError, match=rf"split\.json: it has 2 folds, counted from 0, and no fold {number}"):
-            read_fold(path, number)
-    with pytest.raises(DatasetError, match=r"none\.json: cannot be read"):
-        read_fold(tmp_path / "none.json", 0)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from uxnet.dataset.manifest import Manifest, some
-from uxnet.errors import DatasetError, UsageError, plural, shortened
+from uxnet.errors import DatasetError, shortened
 from uxnet.events import Report, Warn, silent
 from uxnet.io import read_json, write_json
 
@@ -128,9 +128,13 @@ def read_split(path: Path, manifest: Manifest) -> Split:
             or validation part, or a case or person in two parts of one fold; the message names them.
     """
     try:
-        data = _split_data(path)
+        data = read_json(path, DatasetError)
     except DatasetError as error:
         raise DatasetError(f"{error}, or remove it to make a new split") from error
+    if not isinstance(data.get("folds"), list) or not data["folds"]:
+        raise DatasetError(f'{path}: a split has a list of "folds", and this file has none')
+    if data.get("version", 1) != 1:
+        raise DatasetError(f"{path}: it is a split of version {data['version']!r}, this uxnet reads version 1")
     folds = tuple(_read_fold(fold, f"{path}: fold {k}") for k, fold in enumerate(data["folds"]))
     try:
         protocol, seed = str(data.get("protocol", "own")), int(data.get("seed", 0))
@@ -140,22 +144,6 @@ def read_split(path: Path, manifest: Manifest) -> Split:
     for k, fold in enumerate(folds):
         _refuse_leaks(fold, person_of, f"{path}: fold {k}")
     return Split(protocol, seed, str(data.get("grouped_by", manifest.grouped_by)), folds)
-
-
-def read_fold(path: Path, number: int) -> Fold:
-    """One fold of a split file, for those who have files of cases and no dataset to check it against.
-
-    Args:
-        number: counted from 0.
-
-    Raises:
-        DatasetError: if the file is missing or not of the form of a split.
-        UsageError: if it has no such fold.
-    """
-    folds = _split_data(path)["folds"]
-    if not 0 <= number < len(folds):
-        raise UsageError(f"{path}: it has {plural(len(folds), 'fold')}, counted from 0, and no fold {number}")
-    return _read_fold(folds[number], f"{path}: fold {number}")
 
 
 def split_for(
@@ -255,16 +243,6 @@ def _unevenness(deck: Mapping[str, _Hand], dealt: list[list[str]]) -> tuple[int,
 
 def _parts(fold: Fold) -> dict[str, tuple[str, ...]]:
     return {"train": fold.train, "validation": fold.validation, "test": fold.test}
-
-
-def _split_data(path: Path) -> dict[str, Any]:
-    """What a split file holds, with a list of folds that are yet to be read."""
-    data = read_json(path, DatasetError)
-    if not isinstance(data.get("folds"), list) or not data["folds"]:
-        raise DatasetError(f'{path}: a split has a list of "folds", and this file has none')
-    if data.get("version", 1) != 1:
-        raise DatasetError(f"{path}: it is a split of version {data['version']!r}, this uxnet reads version 1")
-    return data
 
 
 def _read_fold(data: Any, where: str) -> Fold:
