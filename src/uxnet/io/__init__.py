@@ -1,11 +1,12 @@
 """Files to volumes and back. The file formats' own axis orders and header fields are known here and nowhere else."""
 
-from uxnet.io.files import alone, atomic, json_value, read_json, sha256, write_json
+from uxnet.io.files import atomic, json_value, read_json, sha256, write_json
 from uxnet.io.formats import ImagesFound, images_in, unread_format, unread_message
 from uxnet.io.forms import misfit
 from uxnet.io.labels_json import read_labels_file
 from uxnet.io.nifti import CHANNEL_NAME, case_name, is_nifti, write_image, write_labels, write_probabilities
 from uxnet.io.nifti_read import read_geometry, read_image, read_labels, voxel_bytes
+from uxnet.io.parts import alone, claimed, clear_parts
 
 __all__ = [
     "CHANNEL_NAME",
@@ -13,6 +14,8 @@ __all__ = [
     "alone",
     "atomic",
     "case_name",
+    "claimed",
+    "clear_parts",
     "images_in",
     "is_nifti",
     "json_value",
