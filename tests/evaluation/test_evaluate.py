@@ -222,6 +222,83 @@ def test_paths_that_lead_nowhere(folders, tmp_path):
             find_pairs(*pair)
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "says"),
+    [
+        ("{}", "{}_seg", "rename the references: without '_seg' the names match"),
+        ("sub-{}_pred", "sub-{}", "rename the predictions: without '_pred' the names match"),
+        ("{}", "lab_{}", "rename the references: without 'lab_' the names match"),
+        ("{}_a", "{}_b", "a prediction and its reference need the same name"),
+    ],
+)
+def test_names_that_do_not_match_are_shown_from_both_sides(tmp_path, ours, theirs, says):
+    for folder, name in (("pred", ours), ("ref", theirs)):
+        for case in ("c0", "c1", "c2", "c3"):
+            save(tmp_path / folder / f"{name.format(case)}.nii.gz", kidney())
+    for only_predicted in (False, True):
+        with pytest.raises(InputError) as refused:
+            find_pairs(tmp_path / "pred", tmp_path / "ref", only_predicted=only_predicted)
+        assert all(
+            f"{name.format('c0')}, {name.format('c1')}, {name.format('c2')} and 1 more" in str(refused.value) for name in (ours, theirs)
+        )
+        assert str(refused.value).endswith(says)
+
+
+def test_predictions_of_some_references(folders, tmp_path, capsys):
+    """Of one fold, or of whatever was predicted so far: the others are told in one line, and are no failures where that is said."""
+    predicted, reference = folders
+    for name in ("a.nii.gz", "c.nii.gz", "d.nii"):
+        (predicted / name).unlink()
+    assert run("evaluate", *folders) == 1
+    shown = capsys.readouterr().out
+    assert "3 of 5 references have no prediction: a, c, d\n" in shown
+    assert shown.count("failed:") == 1
+    assert run("evaluate", *folders, "--only-predicted", "-o", tmp_path / "m.json") == 0
+    assert "2 of 2 cases evaluated; 3 references without a prediction left out" in capsys.readouterr().out
+    assert json.loads((tmp_path / "m.json").read_text())["references_left_out"] == ["a", "c", "d"]
+    folds = [
+        {"train": ["a"], "validation": ["d"], "test": ["b", "e"]},
+        {"train": ["a"], "validation": ["b", "c"]},
+        {"train": ["a"], "validation": ["x", "e"]},
+    ]
+    write_json(tmp_path / "split.json", {"folds": folds})
+    split = ["--split", tmp_path / "split.json"]
+    assert run("evaluate", *folders, "--fold", 0, *split) == 0
+    assert "2 of 2 cases evaluated" in capsys.readouterr().out
+    for fold, says in ((1, "c.nii.gz: there is no prediction for this reference"), (2, "x: there is neither a prediction in")):
+        assert run("evaluate", *folders, "--fold", fold, *split) == 1
+        assert says in capsys.readouterr().out.replace("\n", "")
+        assert run("evaluate", *folders, "--fold", fold, *split, "--only-predicted") == 0
+        assert "1 of 1 case evaluated; 1 reference without" in capsys.readouterr().out
+    for wrong in (["--fold", 0], split, ["--fold", 3, *split]):
+        assert run("evaluate", *folders, *wrong) == 2
+    assert run("evaluate", predicted / "b.nii.gz", reference, "--fold", 0, *split) == 2
+
+
+def test_images_of_other_formats_are_never_passed_over(folders):
+    predicted, reference = folders
+    (predicted / "b.nii.gz").rename(predicted / "b.nrrd")
+    (reference / "c.nii.gz").rename(reference / "c.nii.bz2")
+    (reference / "overview.tif").write_bytes(b"")
+    (reference / "d.nii").mkdir()
+    save(predicted / "x.nii.gz", kidney())
+    for part in ("x.hdr", "x.img"):
+        (reference / part).write_bytes(b"")
+    events = []
+    evaluation = evaluate_files(*folders, report=events.append)
+    assert [case.name for case in evaluation.cases] == ["a", "d", "e"]
+    messages = {failure.name: failure.message for failure in evaluation.failures}
+    assert list(messages) == ["b", "c", "x"]
+    for name, words in {"b": "b.nrrd (NRRD)", "c": "c.nii.bz2 (compressed NIfTI)", "x": "x.hdr (NIfTI or Analyze pair), x.img"}.items():
+        assert words in messages[name]
+    warned = [event.message for event in events if isinstance(event, Warn)]
+    assert any("overview.tif (TIFF)" in message for message in warned)
+    for path in predicted.iterdir():
+        path.rename(path.with_suffix(".mgz"))
+    with pytest.raises(InputError, match=r"no NIfTI file .*\.mgz \(FreeSurfer\).* convert them"):
+        evaluate_files(*folders)
+
+
 def test_labels_from_values_where_nothing_says_more(folders, tmp_path):
     (tmp_path / "data" / "dataset.json").unlink()
     events = []
@@ -252,6 +329,8 @@ def test_predictions_with_other_names_for_the_values_are_refused(folders):
 def test_references_without_labels_say_so(tmp_path):
     with pytest.raises(LabelsError, match="nothing to evaluate"):
         labels_from_values([save(tmp_path / "x.nii", np.zeros(SHAPE, np.uint8)), tmp_path / "missing.nii"])
+    with pytest.raises(LabelsError, match=r"no reference can be read.*missing\.nii"):
+        labels_from_values([tmp_path / "missing.nii"])
 
 
 def test_labels_files(tmp_path):

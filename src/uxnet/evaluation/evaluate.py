@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from uxnet.errors import InputError, UxnetError, plural
+from uxnet.errors import InputError, UxnetError, plural, shortened
 from uxnet.evaluation.metrics import METRICS, ClassMetrics, Empty, Outcome, case_metrics, check_settings
 from uxnet.evaluation.pairs import Failure, Pair, find_labels_file, find_pairs, labels_from_values, refuse_other_names
 from uxnet.evaluation.seen import warn_of_seen
 from uxnet.evaluation.statistics import CONFIDENCE, RESAMPLES, SEED, Interval, bootstrap_mean, mean_of_counted
 from uxnet.events import Note, Progress, Report, Warn, silent
-from uxnet.io import atomic, read_labels, read_labels_file, write_json
+from uxnet.io import atomic, read_labels, read_labels_file, unread_message, write_json
 from uxnet.labels import Labels
 
 _COLUMNS = ("case", "class", *METRICS, "predicted_ml", "reference_ml", "outcome")
@@ -81,6 +81,7 @@ class Evaluation:
         cases: the cases that could be evaluated.
         failures: those that could not, or had no prediction; no mean includes them.
         unused: predictions without a reference.
+        left_out: cases that were not to be evaluated, since they have no prediction.
         seen: cases that a model of the predictions was trained on, as far as is known.
     """
 
@@ -90,6 +91,7 @@ class Evaluation:
     cases: tuple[CaseMetrics, ...]
     failures: tuple[Failure, ...] = ()
     unused: tuple[Path, ...] = ()
+    left_out: tuple[str, ...] = ()
     labels_from: str = "given"
     seen: tuple[str, ...] = ()
 
@@ -130,6 +132,7 @@ class Evaluation:
             "cases": [_case_dict(case) for case in self.cases],
             "failures": [{"case": f.name, "message": f.message} for f in self.failures],
             "predictions_without_reference": [str(path) for path in self.unused],
+            "references_left_out": list(self.left_out),
             "cases_seen_in_training": list(self.seen),
         }
 
@@ -186,6 +189,8 @@ def evaluate_files(
     labels: Path | None = None,
     tolerance_mm: float = 1.0,
     empty: Empty = "skip",
+    only_predicted: bool = False,
+    cases: Collection[str] | None = None,
     report: Report = silent,
 ) -> Evaluation:
     """Finds pairs and labels, then evaluates: what `uxnet evaluate` does. A reference without a prediction is a failure.
@@ -194,13 +199,14 @@ def evaluate_files(
         predicted: a label map or a folder of them.
         reference: the same; cases are matched by name.
         labels: the file that says what values mean; by default `find_labels_file`, and where there is none, the references' values.
+        only_predicted, cases: which cases of two folders are evaluated, see `find_pairs`.
 
     Raises:
         InputError, LabelsError, UsageError: as `find_pairs`, `read_labels_file`, `refuse_other_names`, `labels_from_values`,
             `evaluate_pairs`.
     """
     check_settings(tolerance_mm, empty)
-    found = find_pairs(predicted, reference)
+    found = find_pairs(predicted, reference, only_predicted=only_predicted, cases=cases)
     file = labels or find_labels_file(predicted, reference)
     if file:
         names, source = read_labels_file(file), str(file)
@@ -212,12 +218,15 @@ def evaluate_files(
         report(Note("labels: no labels.json or dataset.json was found, so the classes are named after the values in the references"))
     if predicted.resolve() == reference.resolve():
         report(Warn(f"{predicted}: predictions and references are the same files, so every score is perfect; check the two paths"))
-    for path in found.unused:
-        report(Warn(f"{path}: there is no reference for this prediction; it does not count"))
+    if found.unused:
+        which = shortened((path.name for path in found.unused), 3)
+        report(Warn(f"{predicted}: {plural(len(found.unused), 'prediction')} without a reference, which do not count: {which}"))
+    for folder in dict.fromkeys(path.parent for path in found.unread):
+        report(Warn(f"{folder}: {unread_message([path for path in found.unread if path.parent == folder])}"))
     result = evaluate_pairs(found.pairs, names, tolerance_mm=tolerance_mm, empty=empty, report=report)
     seen = warn_of_seen(predicted, reference, {case.name: case.label_map for case in result.cases}, report)
     failures = sorted((*found.failures, *result.failures), key=lambda f: f.name)
-    return replace(result, failures=tuple(failures), unused=found.unused, labels_from=source, seen=seen)
+    return replace(result, failures=tuple(failures), unused=found.unused, left_out=found.left_out, labels_from=source, seen=seen)
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
