@@ -212,7 +212,7 @@ def evaluate_files(
         names, source = read_labels_file(file), str(file)
         if labels is None:
             refuse_other_names(names, file, predicted)
-        report(Note(f"labels: {len(names.classes)} classes from {file}"))
+        report(Note(f"labels: {plural(len(names.classes), 'class', 'classes')} from {file}"))
     else:
         names, source = labels_from_values(path for _, _, path in found.pairs), "the values in the references"
         report(Note("labels: no labels.json or dataset.json was found, so the classes are named after the values in the references"))

@@ -119,7 +119,7 @@ def refuse_other_names(labels: Labels, file: Path, predicted: Path) -> None:
         here, there = min(differ)
         raise LabelsError(
             f"{file}: what is {here!r} there is {there!r} in {own} ({len(differ)} such names), so predictions and references may not "
-            "mean the same by their values; correct one of the files, or say by --labels which counts"
+            "mean the same by their values; correct one of the files, or name the file that counts"
         )
 
 

@@ -19,7 +19,7 @@ Over = Literal["steps", "seconds"]
 
 KINDS = (".png", ".svg")
 STRONG = "3D UX-Net"
-NO_RECORDS = "a figure needs records of uxnet crossval: give a cross-validation's folder by --records"
+NO_RECORDS = "a figure needs records of uxnet crossval: give a cross-validation's folder"
 
 
 # ---- figure 3
@@ -192,7 +192,7 @@ def slice_figure(
         raise InputError(f"{trial.dataset}: no label map of a test case is there; uxnet crossval --keep-labels keeps them")
     chosen = list(cases) or chosen_cases(shown, {name: list(paths) for name, paths in kept.items()}, rows)
     if not chosen:
-        raise InputError("the networks have no test case in common whose label maps are all there; name cases by --cases")
+        raise InputError("the networks have no test case in common whose label maps are all there; name the cases to show")
     titles = network_titles(trial.scores)
     drawn = [_row(manifest, shown, kept, case, plane) for case in chosen]
     how = (
