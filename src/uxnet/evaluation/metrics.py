@@ -79,21 +79,17 @@ def case_metrics(
         empty: what a class counts that is in neither map: "skip" nothing, "one" as perfect.
 
     Raises:
-        VolumeError: if the grids differ (naming both files), a map is no single channel of integers, or distances are not finite.
+        VolumeError: if the grids differ (naming both files), or a map is no single channel of integers.
         LabelsError: if a map holds values that are no labels (naming file and values).
         UsageError: if the tolerance is negative or not finite, or `empty` is neither word.
     """
     check_settings(tolerance_mm, empty)
-    geometry = reference.geometry
-    with np.errstate(over="ignore"):
-        finite = math.isfinite(diagonal_mm(geometry) + geometry.voxel_mm3)
-    if not finite:
-        raise VolumeError(f"{reference.name}: its voxels are too large for distances and volumes to be finite; correct its header")
     if not predicted.geometry.same_grid(reference.geometry):
         raise VolumeError(
             f"{predicted.name}: its grid ({_grid(predicted.geometry)}) is not that of the reference {reference.name} "
             f"({_grid(reference.geometry)}); bring the prediction back onto the reference's grid, then evaluate again"
         )
+    geometry = reference.geometry
     p, boxes_p = _values(predicted, labels)
     r, boxes_r = _values(reference, labels)
     if labels.ignore is not None:
