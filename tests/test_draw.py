@@ -259,7 +259,7 @@ def on_the_page(monkeypatch):
     saved = []
 
     def look(figure, *args, **kwargs):
-        figure.set_dpi(72)
+        figure.set_dpi(kwargs["dpi"])
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         renderer, page = canvas.get_renderer(), figure.bbox
@@ -279,21 +279,20 @@ def on_the_page(monkeypatch):
     return saved
 
 
-@pytest.mark.parametrize(("name", "classes"), [("c0", 1), (LONG, 15), (LONG + LONG, 2)])
-def test_no_text_is_cut_off_however_long_it_is(tmp_path, on_the_page, classes, name):
+@pytest.mark.parametrize(("name", "title", "classes"), [("c0", "", 1), (LONG, SENTENCE, 15), (LONG + LONG, SENTENCE, 2)])
+def test_no_text_is_cut_off_however_long_it_is(tmp_path, on_the_page, name, title, classes):
     labels = Labels(tuple(Label(f"{SENTENCE[:20] if k % 3 else LONG} {k}", k) for k in range(1, classes + 1)))
     one = _stored(np.ones((12, 12, 12), dtype=np.uint8), "RAS")
     image = one.with_array(one.array.astype(np.float32))
     row = Row(name, image, (one, None), ("", "no class to score"))
-    for title in ("", SENTENCE):
-        comparison_figure(tmp_path / "a.png", [row] * 2, labels, title=title, note=title, dpi=60)
-        zoomed = ZoomedRow(name, image, (one, one), ("", "no class counts"))
-        zoomed_figure(tmp_path / "a.png", [zoomed] * 2, labels, columns=("ground truth", name), title=title, note=title, dpi=60)
-        scores = {label.name: [(1, 0.5), (2, 0.6)] for label in labels.foreground}
-        curves(tmp_path / "a.png", losses=[(1, 1.0), (2, 0.5)], scores=scores, title=title, rates=[(1, 0.1)], seconds=[(1, 60), (2, 120)])
-        boxes(tmp_path / "a.png", {f"{name} {n}": [0.5, 0.7] for n in range(classes)}, title)
-        bands(tmp_path / "a.png", [BandPanel(name, {name: [[(1, 0.5), (2, 0.6)]]})] * 2, title=title, note=title)
-    assert len(on_the_page) == 10
+    comparison_figure(tmp_path / "a.png", [row] * 2, labels, title=title, note=title, dpi=90)
+    zoomed = ZoomedRow(name, image, (one, one), ("", "no class counts"))
+    zoomed_figure(tmp_path / "a.png", [zoomed] * 2, labels, columns=("ground truth", name), title=title, note=title, dpi=90)
+    scores = {label.name: [(1, 0.5), (2, 0.6)] for label in labels.foreground}
+    curves(tmp_path / "a.png", losses=[(1, 1.0), (2, 0.5)], scores=scores, title=title, rates=[(1, 0.1)], seconds=[(1, 60), (2, 120)])
+    boxes(tmp_path / "a.png", {f"{name} {n}": [0.5, 0.7] for n in range(classes)}, title)
+    bands(tmp_path / "a.png", [BandPanel(name, {name: [[(1, 0.5), (2, 0.6)]]})] * 2, title=title, note=title)
+    assert len(on_the_page) == 5
 
 
 def test_a_structure_has_one_colour_in_pictures_and_curves(tmp_path, monkeypatch):
