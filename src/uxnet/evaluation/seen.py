@@ -42,10 +42,10 @@ def _models_of(folder: Path) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]
         except InputError:
             continue
         for entry in entries if isinstance(entries, list) else []:
-            if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
+            if not isinstance(entry, dict):
                 continue
-            content, file = entry.get("sha256"), entry["file"]
-            if (content or file) in told or not isinstance(content, str | None):
+            content, file = entry.get("sha256"), entry.get("file")
+            if not isinstance(file, str) or not isinstance(content, str | None) or (content or file) in told:
                 continue
             told.add(content or file)
             yield Path(file).name, _stated(entry.get("seen")) or _read(Path(file), content, folder)
