@@ -6,7 +6,6 @@ Errors are what training refuses; warnings are what a person should look at.
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -301,8 +300,8 @@ def _facts(
         foreground=foreground,
         voxels=voxels,
         volumes_ml={name: n * millilitres for name, n in voxels.items()},
-        image_sha256=_digest(image.array),
-        labels_sha256="" if label_map is None else _digest(label_map.array),
+        image_sha256=image.sha256(),
+        labels_sha256="" if label_map is None else label_map.sha256(),
         affine_ras=tuple(tuple(map(float, row)) for row in image.geometry.affine_ras),
     )
 
@@ -381,12 +380,6 @@ def _near(path: Path) -> str:
     """Of a file that is missing: that it is there under the other ending; empty where it is not."""
     other = next((path.with_name(case_name(path) + ending) for ending in ENDINGS if not path.name.endswith(ending)), path)
     return f"; {other.name} is there: correct the name in dataset.json" if other.is_file() and not path.exists() else ""
-
-
-def _digest(array: NDArray[Any]) -> str:
-    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _times(numbers: Any) -> str:

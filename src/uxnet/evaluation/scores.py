@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,7 @@ class Scores:
     records: the cross-validation's records, in the order of their folds; none for a file of `uxnet evaluate`.
     references: case -> class -> ml that its reference has; of the cases that say it.
     failed: cases that could not be scored; they are not among `cases`.
+    seen: cases that a model of theirs was trained on, as far as a file of `uxnet evaluate` says.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Scores:
     records: tuple[Mapping[str, Any], ...] = ()
     references: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     failed: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
 
     def value(self, case: str, metric: str = "dice", class_name: str = MEAN) -> float | None:
         """What one case has in one class, or in the mean over its classes that count; None where nothing counts."""
@@ -126,6 +129,7 @@ def read_record(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: it is a record of version {data.get('version')!r}, this uxnet reads version {RECORD_VERSION}")
     if wrong := misfit(data, _RECORD):
         raise InputError(f"{path}: it is not as uxnet crossval writes a record ({wrong}); make it anew, or move it elsewhere")
+    _refuse_impossible(path, data)
     return {"labels_sha256": None, **data}
 
 
@@ -200,13 +204,16 @@ def _read(path: Path, name: str) -> Scores:
         data = read_record(path)
     elif wrong := misfit(data, _EVALUATED):
         raise InputError(f"{path}: is neither a record of uxnet crossval nor a JSON file of uxnet evaluate ({wrong})")
+    else:
+        _refuse_impossible(path, data)
     cases = {case["case"]: {c: {m: _number(values[m]) for m in METRICS} for c, values in case["classes"].items()} for case in data["cases"]}
     persons = {case["case"]: case["person"] for case in data["cases"] if "person" in case}
     references = {
         case["case"]: {c: float(values["reference_ml"]) for c, values in case["classes"].items() if "reference_ml" in values}
         for case in data["cases"]
     }
-    failed = tuple(failure["case"] for failure in data.get("failures", ()))
+    failed, told = tuple(failure["case"] for failure in data.get("failures", ())), data.get("cases_seen_in_training")
+    seen = tuple(case for case in told if isinstance(case, str) and case in cases) if isinstance(told, list) else ()
     settings, own = (data["evaluation"], data["name"]) if recorded else (data["settings"], _own_name(path))
     tolerance_mm, empty = float(settings["tolerance_mm"]), settings["empty"]
     # Of a record as it is, the classes of its cases; a file of evaluate names them even where it has no case.
@@ -215,7 +222,33 @@ def _read(path: Path, name: str) -> Scores:
         raise InputError(f"{path}: it scores no case")
     if len(cases) < len(data["cases"]) or any(tuple(values) != classes for values in cases.values()):
         raise InputError(f"{path}: it scores a case twice, or not all cases in the same classes; it has been changed by hand")
-    return Scores(name or own, classes, cases, tolerance_mm, empty, persons, (data,) if recorded else (), references, failed)
+    return Scores(name or own, classes, cases, tolerance_mm, empty, persons, (data,) if recorded else (), references, failed, seen)
+
+
+def _refuse_impossible(path: Path, data: Mapping[str, Any]) -> None:
+    """Refuses numbers that no file of ours holds: they would go on into means, ranks and tests, and nobody would see where they began.
+
+    Raises:
+        InputError: naming the first that is not finite, or the first score that is none.
+    """
+    if where := not_finite(data):
+        raise InputError(f"{path}: {where} is not a finite number; evaluate anew, or correct the file")
+    for case in data["cases"]:
+        for name, values in case["classes"].items():
+            for metric, most in (("dice", 1.0), ("nsd", 1.0), ("hd95_mm", math.inf)):
+                if values[metric] is not None and not 0 <= values[metric] <= most:
+                    raise InputError(
+                        f"{path}: {case['case']} has {values[metric]:g} as {metric} of {name}; evaluate anew, or correct the file"
+                    )
+
+
+def not_finite(value: Any, where: str = "") -> str:
+    """Where in a JSON value the first number stands that is NaN or infinite, such as "cases[3].classes.liver.dice"; empty for none."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else where or "it"
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    found = (not_finite(item, f"{where}[{key}]" if isinstance(key, int) else f"{where}.{key}".lstrip(".")) for key, item in items)
+    return next(filter(None, found), "")
 
 
 def _number(value: Any) -> float | None:
@@ -248,9 +281,10 @@ def _together(parts: Sequence[Scores]) -> Scores:
         references |= part.references
     if all(person == case for case, person in persons.items()):
         persons = {}
+    seen = tuple(sorted({case for part in parts for case in part.seen}))
     records = sorted((r for part in parts for r in part.records), key=lambda r: int(r["fold"]))
     failed = tuple(sorted({case for part in parts for case in part.failed} - cases.keys()))
-    return Scores(first.name, first.classes, cases, first.tolerance_mm, first.empty, persons, tuple(records), references, failed)
+    return Scores(first.name, first.classes, cases, first.tolerance_mm, first.empty, persons, tuple(records), references, failed, seen)
 
 
 def _refuse_another_network(parts: Sequence[Scores]) -> None:

@@ -2,45 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from uxnet.errors import InputError, shortened
+from uxnet.errors import InputError, plural, shortened
 from uxnet.evaluation.pairs import folder_of
 from uxnet.events import Report, Warn
-from uxnet.io import read_json
-from uxnet.model import cases_seen, read_model
+from uxnet.io import read_json, sha256
+from uxnet.model import cases_among, read_model, seen_by
+from uxnet.shipped import BOX
 
 
-def warn_of_seen(predicted: Path, reference: Path, cases: Iterable[str], report: Report) -> None:
-    """Warns of scored cases that a model was trained on.
+def warn_of_seen(predicted: Path, reference: Path, label_maps: Mapping[str, str], report: Report) -> tuple[str, ...]:
+    """Warns of scored cases that a model was trained on, and gives their names.
 
-    It is known of predictions beside which `uxnet predict` has left its predict.json, as long as the model's file is where it was, and of
-    references below a dataset.json: cases are told by their names in a dataset of one name.
+    It is known of predictions beside which `uxnet predict` has left its predict.json: what its models have seen stands there. Cases are
+    told by their names, where a dataset.json above the references has the name of the model's dataset, and by their label maps.
 
     Args:
         predicted, reference: label maps, or folders of them.
-        cases: the names of those that are scored.
+        label_maps: of each scored case the sha256 of its reference's voxels; empty where it shows no class.
     """
-    dataset, names = _dataset_of(folder_of(reference)), set(cases)
-    for file in _models_of(folder_of(predicted)):
+    dataset, found = _dataset_of(folder_of(reference)), set()
+    for name, seen in _models_of(folder_of(predicted)):
+        if known := sorted(label_maps.keys() & cases_among(seen, dataset, label_maps=label_maps)):
+            which = f"{len(known)} of these {plural(len(label_maps), 'case')} ({shortened(known, 3)})"
+            report(Warn(f"{name} was trained on {which}: their scores do not say how good it is on others"))
+            found.update(known)
+    return tuple(sorted(found))
+
+
+def _models_of(folder: Path) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """The name of each model that a predict.json (or a shard's) tells of, once, and what it has seen."""
+    told = set()
+    for path in sorted(folder.glob("predict*.json")):
         try:
-            model = read_model(file)
+            entries = read_json(path).get("models")
         except InputError:
             continue
-        if seen := sorted(names & cases_seen(model, dataset)):
-            which = f"{len(seen)} of these {len(names)} cases ({shortened(seen, 3)})"
-            report(Warn(f"{file.name} was trained on {which}: their scores do not say how good it is on others"))
+        for entry in entries if isinstance(entries, list) else []:
+            if not isinstance(entry, dict):
+                continue
+            content, file = entry.get("sha256"), entry.get("file")
+            if not isinstance(file, str) or not isinstance(content, str | None) or (content or file) in told:
+                continue
+            told.add(content or file)
+            yield Path(file).name, _stated(entry.get("seen")) or _read(Path(file), content, folder)
 
 
-def _models_of(folder: Path) -> list[Path]:
-    """The model files that predict.json names; none where it is not there, or not as expected."""
-    try:
-        told = read_json(folder / "predict.json").get("models")
-    except InputError:
-        return []
-    entries = told if isinstance(told, list) else []
-    return [Path(entry["file"]) for entry in entries if isinstance(entry, dict) and isinstance(entry.get("file"), str)]
+def _stated(seen: Any) -> list[Mapping[str, Any]]:
+    """What predict.json says that a model has seen, as far as it is in order."""
+    parts = [part for part in seen if isinstance(part, dict)] if isinstance(seen, list) else []
+    return [
+        {
+            "dataset": part.get("dataset"),
+            "fingerprint": part.get("fingerprint"),
+            **{key: _texts(part.get(key)) for key in ("cases", "label_maps")},
+        }
+        for part in parts
+    ]
+
+
+def _texts(value: Any) -> list[str]:
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+
+
+def _read(file: Path, content: str | None, folder: Path) -> list[dict[str, Any]]:
+    """What the model's own file says, where earlier versions of predict.json do not: wherever a file of that content still is.
+
+    A path that is not absolute began in the folder in which the prediction was called, which may be any above its outputs.
+    """
+    places = [file, *(above / file for above in (folder, *folder.parents)), BOX / file.name]
+    for place in places if content else places[:1]:
+        try:
+            if place.is_file() and content in (None, sha256(place)):
+                return seen_by([read_model(place)])
+        except (InputError, OSError, ValueError):
+            continue
+    return []
 
 
 def _dataset_of(folder: Path) -> str | None:
