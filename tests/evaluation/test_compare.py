@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -374,12 +375,16 @@ def test_files_of_evaluate_are_read_too(tmp_path):
         (record("uxnet", 1, {"q1": 0.5}, version=2), "version 2"),
         ({"schema": "something"}, "no record"),
         ({"cases": []}, "neither a record"),
-        (record("uxnet", 1, {}), "cases should not be empty"),
-        (record("uxnet", "1", {"q1": 0.5}), r"uxnet-fold1\.json: .*fold should be a whole number, and is text"),
-        (record("uxnet", 1, {"q1": 0.5}, gmac=None), "gmac should be a number, and is null"),
-        (record("uxnet", 1, {"q1": 0.5}, warnings=[{}]), r"warnings\[0\] should be text"),
+        (record("uxnet", 1, {}), "cases: expected a list that is not empty"),
+        (record("uxnet", "1", {"q1": 0.5}), r"uxnet-fold1\.json: fold: expected a whole number, got text"),
+        (record("uxnet", 1, {"q1": 0.5}, gmac=None), "gmac: expected a number, got null"),
+        (record("uxnet", 1, {"q1": 0.5}, warnings=[{}]), r"warnings\[0\]: expected text"),
         (record("uxnet", 1, {"q1": 0.5}, init={"model": "m.uxnet"}), "init.weights_sha256 is missing"),
-        (record("uxnet", 1, {"q1": "good"}), r"cases\[0\].classes\['a'\].dice should be a number, and is text"),
+        (record("uxnet", 1, {"q1": "good"}), r"cases\[0\].classes.a.dice: expected a number or null, got text"),
+        (record("uxnet", 1, {"q1": math.nan}), r"cases\[0\].classes.a.dice: expected a number of at least 0.0, got nan"),
+        (record("uxnet", 1, {"q1": 93.1}), r"cases\[0\].classes.a.dice: expected a number of at most 1.0, got 93.1"),
+        (record("uxnet", 1, {"q1": 0.5}, seconds_training=math.inf), "seconds_training: expected a finite number"),
+        (record("uxnet", 1, {"q1": 0.5}, budget={"core_seconds": 1}), 'budget: expected "core_seconds" and "threads", or "steps"'),
     ],
 )
 def test_records_that_do_not_fit_are_refused(tmp_path, second, words):

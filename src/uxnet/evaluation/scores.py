@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+
 from uxnet.errors import InputError, shortened
 from uxnet.evaluation.metrics import METRICS
 from uxnet.evaluation.statistics import mean_of_counted
-from uxnet.io import misfit, read_json
+from uxnet.io import read_json
+from uxnet.io.checked import as_kind
+from uxnet.io.schemas import CrossvalRecord, Evaluated
 
 RECORD_SCHEMA = "uxnet crossval record"
 RECORD_VERSION = 1
@@ -23,41 +27,6 @@ MEAN = "mean"
 
 COMMON = ("recipe_sha256", "split_sha256", "dataset_sha256", "labels_sha256", "budget")
 """What all records of a cross-validation agree in; with it, networks are compared on equal terms."""
-
-_NUMBER = (None, float)
-_CASES = [
-    {
-        "case": str,
-        "person?": str,
-        "classes": {str: {**dict.fromkeys(METRICS, _NUMBER), "predicted_ml?": _NUMBER, "reference_ml?": float}},
-    }
-]
-_SETTINGS = {"tolerance_mm": float, "empty": str}
-_EVALUATED = {"settings": _SETTINGS, "classes": {}, "cases": _CASES, "failures?": [{"case": str}]}
-# What is read of a record, here and by whoever `read_scores` gives it to.
-_RECORD = {
-    **dict.fromkeys(("name", "network", "recipe", "protocol", "dataset", "keep"), str),
-    **{f"{key}?" if key == "labels_sha256" else key: str for key in COMMON if key != "budget"},  # records of old have none of labels
-    "fold": int,
-    "settings": {},
-    "budget": ({"core_seconds": float, "threads": int}, {"steps": [int, ...]}),
-    "parameters": int,
-    "gmac": float,
-    "patch": [int],
-    "steps": int,
-    "planned_steps?": int,
-    "skipped_steps": int,
-    "seconds_training": float,
-    **dict.fromkeys(("seconds_a_step?", "peak_memory_mb?", "peak_gpu_memory_mb?"), _NUMBER),
-    "warnings": [str],
-    "threads?": (None, int),
-    "machine?": (None, {"instructions?": (None, [str]), "gpus?": (None, [str])}),
-    "versions?": (None, {}),
-    "init?": (None, {"model": str, "weights_sha256": [str, ...], "recipe": str, "dataset": str}),
-    "curve?": (None, [{"step": int, "seconds": _NUMBER, "dice": _NUMBER}]),
-    "evaluation": _SETTINGS,
-    "cases": [*_CASES, ...],
-}
 
 Values = Mapping[str, Mapping[str, float | None]]
 """Class -> metric -> value, None where it does not count."""
@@ -124,8 +93,10 @@ def read_record(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is no record of uxnet crossval; move it elsewhere")
     if data.get("version") != RECORD_VERSION:
         raise InputError(f"{path}: it is a record of version {data.get('version')!r}, this uxnet reads version {RECORD_VERSION}")
-    if wrong := misfit(data, _RECORD):
-        raise InputError(f"{path}: it is not as uxnet crossval writes a record ({wrong}); make it anew, or move it elsewhere")
+    try:
+        as_kind(data, CrossvalRecord)
+    except ValueError as wrong:
+        raise InputError(f"{path}: {wrong}; it is not as uxnet crossval writes a record: make it anew, or move it elsewhere") from wrong
     return {"labels_sha256": None, **data}
 
 
@@ -196,30 +167,33 @@ def _files(path: Path) -> list[Path]:
 def _read(path: Path, name: str) -> Scores:
     data = read_json(path)
     recorded = "schema" in data
+    found: CrossvalRecord | Evaluated
     if recorded:
-        data = read_record(path)
-    elif wrong := misfit(data, _EVALUATED):
-        raise InputError(f"{path}: is neither a record of uxnet crossval nor a JSON file of uxnet evaluate ({wrong})")
-    cases = {case["case"]: {c: {m: _number(values[m]) for m in METRICS} for c, values in case["classes"].items()} for case in data["cases"]}
-    persons = {case["case"]: case["person"] for case in data["cases"] if "person" in case}
+        found = as_kind(data := read_record(path), CrossvalRecord)
+    else:
+        try:
+            found = as_kind(data, Evaluated)
+        except ValueError as wrong:
+            raise InputError(f"{path}: {wrong}; it is neither a record of uxnet crossval nor a JSON file of uxnet evaluate") from wrong
+    cases = {one.case: {c: {m: _rounded(getattr(values, m)) for m in METRICS} for c, values in one.classes.items()} for one in found.cases}
+    persons = {one.case: one.person for one in found.cases if one.person is not UNSET}
     references = {
-        case["case"]: {c: float(values["reference_ml"]) for c, values in case["classes"].items() if "reference_ml" in values}
-        for case in data["cases"]
+        one.case: {c: values.reference_ml for c, values in one.classes.items() if values.reference_ml is not UNSET} for one in found.cases
     }
-    failed = tuple(failure["case"] for failure in data.get("failures", ()))
-    settings, own = (data["evaluation"], data["name"]) if recorded else (data["settings"], _own_name(path))
-    tolerance_mm, empty = float(settings["tolerance_mm"]), settings["empty"]
+    failed = () if isinstance(found, CrossvalRecord) else tuple(failure.case for failure in found.failures)
+    scoring, own = (found.evaluation, found.name) if isinstance(found, CrossvalRecord) else (found.settings, _own_name(path))
     # Of a record as it is, the classes of its cases; a file of evaluate names them even where it has no case.
-    classes = tuple(data["classes"]) if not recorded else tuple(next(iter(cases.values()), {}))
+    classes = tuple(found.classes) if isinstance(found, Evaluated) else tuple(next(iter(cases.values()), {}))
     if not cases:
         raise InputError(f"{path}: it scores no case")
-    if len(cases) < len(data["cases"]) or any(tuple(values) != classes for values in cases.values()):
+    if len(cases) < len(found.cases) or any(tuple(values) != classes for values in cases.values()):
         raise InputError(f"{path}: it scores a case twice, or not all cases in the same classes; it has been changed by hand")
-    return Scores(name or own, classes, cases, tolerance_mm, empty, persons, (data,) if recorded else (), references, failed)
+    records = (data,) if recorded else ()
+    return Scores(name or own, classes, cases, scoring.tolerance_mm, scoring.empty, persons, records, references, failed)
 
 
-def _number(value: Any) -> float | None:
-    return None if value is None else round(float(value), DIGITS)
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, DIGITS)
 
 
 def _own_name(path: Path) -> str:

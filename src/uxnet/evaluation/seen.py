@@ -9,6 +9,8 @@ from uxnet.errors import InputError, shortened
 from uxnet.evaluation.pairs import folder_of
 from uxnet.events import Report, Warn
 from uxnet.io import read_json
+from uxnet.io.checked import read_as
+from uxnet.io.schemas import PredictedBy
 from uxnet.model import cases_seen, read_model
 
 
@@ -36,11 +38,9 @@ def warn_of_seen(predicted: Path, reference: Path, cases: Iterable[str], report:
 def _models_of(folder: Path) -> list[Path]:
     """The model files that predict.json names; none where it is not there, or not as expected."""
     try:
-        told = read_json(folder / "predict.json").get("models")
+        return [Path(model.file) for model in read_as(folder / "predict.json", PredictedBy).models]
     except InputError:
         return []
-    entries = told if isinstance(told, list) else []
-    return [Path(entry["file"]) for entry in entries if isinstance(entry, dict) and isinstance(entry.get("file"), str)]
 
 
 def _dataset_of(folder: Path) -> str | None:

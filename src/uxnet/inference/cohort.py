@@ -98,7 +98,7 @@ def predict(
     made_of = making(paths, crew.settings, probabilities, _table(labels.to_dict()))
     meaning = _meaning(labels, described, made_of)
     # Of all shards: each of them is to refuse what the others do.
-    known = read_ledger(out)
+    known = read_ledger(out, report)
     call = _units(scans, out, made_of, overwrite, known)
     units = call if part is None else shard(call, part)
     _refuse(call, units, out, meaning, overwrite, known)
@@ -377,7 +377,8 @@ def _write_summary(
     """predict.json: this call's scans, and those that earlier ones left there; models and settings of the call, and of each scan."""
     names = {outcome.name for outcome in outcomes}
     earlier = (_read_json(path) or {}).get("scans", [])
-    kept = [scan for scan in earlier if isinstance(scan, dict) and scan.get("name") not in names] if isinstance(earlier, list) else []
+    told = [scan for scan in (earlier if isinstance(earlier, list) else []) if isinstance(scan, dict) and isinstance(scan.get("name"), str)]
+    kept = [scan for scan in told if scan["name"] not in names]
     summary = {
         "uxnet": made_of.version,
         "models": [

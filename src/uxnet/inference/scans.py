@@ -9,7 +9,9 @@ from pathlib import Path
 
 from uxnet.errors import InputError, UsageError, shortened
 from uxnet.events import Report, Warn, silent
-from uxnet.io import CHANNEL_NAME, case_name, is_nifti, misfit, read_json
+from uxnet.io import CHANNEL_NAME, case_name, is_nifti
+from uxnet.io.checked import read_as
+from uxnet.io.schemas import ScanTable
 
 _OTHERS = (".dcm", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd")  # images in formats that are not read
 
@@ -68,9 +70,7 @@ def find_scans(inputs: Sequence[Path], channels: int, report: Report = silent) -
 
 
 def _manifest(path: Path) -> list[Scan]:
-    data = read_json(path)
-    if wrong := misfit(data, {str: ([str], str)}):
-        raise InputError(f'{path}: no manifest; expected {{"name": "file" or ["channel 0", "channel 1"]}} ({wrong})')
+    data = read_as(path, ScanTable, otherwise='write a manifest as {"name": "file" or ["channel 0", "channel 1"]}')
     items = [(name, [files] if isinstance(files, str) else files) for name, files in data.items()]
     scans = [Scan(name, tuple(path.parent / file for file in files)) for name, files in items]
     unsafe = [scan.name for scan in scans if not scan.name or Path(scan.name).name != scan.name or not scan.files]

@@ -18,11 +18,13 @@ from uxnet.dataset.check import Inspection, check_dataset, refuse_errors, same_s
 from uxnet.dataset.folds import Fold, split_for, write_split
 from uxnet.dataset.manifest import Case, Manifest, read_dataset
 from uxnet.dataset.sides import check_trained_sides
-from uxnet.errors import Cancelled, CheckpointError, RecipeError, UsageError, UxnetError
+from uxnet.errors import Cancelled, CheckpointError, InputError, RecipeError, UsageError, UxnetError
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.inference.engine_torch import TorchEngine, stage_network
 from uxnet.inference.segment import segment
-from uxnet.io import alone, atomic, read_geometry, read_image, read_json, write_json, write_labels
+from uxnet.io import alone, atomic, read_geometry, read_image, write_json, write_labels
+from uxnet.io.checked import read_as
+from uxnet.io.schemas import Transfer
 from uxnet.labels import Label, Labels
 from uxnet.model import read_model, warn_of_leaks
 from uxnet.recipe import Recipe, Stage, load_recipe, other_keys, recipe_to_toml
@@ -302,7 +304,10 @@ def _prior_labels(run: _Run, before: Sequence[Trained]) -> dict[str, Path]:
 
 def _made_of(path: Path, made_of: Mapping[str, str], case: Case) -> bool:
     told = path.with_name(f"{case.name}.json")
-    there = path.exists() and told.exists() and read_json(told) == made_of
+    try:
+        there = path.exists() and told.exists() and read_as(told, dict) == made_of
+    except InputError:
+        return False
     return there and read_geometry(path).same_grid(read_geometry(case.images[0]))
 
 
@@ -340,9 +345,10 @@ def _refuse_another_beginning(out: Path, origin: Mapping[str, Any] | None) -> No
     if not (out / "recipe.toml").exists():
         return
     file = out / "transfer.json"
-    there = read_json(file) if file.exists() else {}
-    if _weights_of(there) != _weights_of(origin or {}):
-        began = f"the weights of {there['model']}" if there else "fresh weights"
+    otherwise = "put the file back as it was, or train into another folder"
+    there = read_as(file, Transfer, otherwise=otherwise) if file.exists() else None
+    if [str(stage.weights_sha256) for stage in (there.stages if there else ())] != _weights_of(origin or {}):
+        began = f"the weights of {there.model}" if there else "fresh weights"
         raise CheckpointError(f"{out}: another run is there, which began with {began}; resume it with the same, or choose another folder")
 
 
