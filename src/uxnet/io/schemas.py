@@ -154,13 +154,13 @@ class MetricsLine(Struct):
     loss: float | str | None = None  # what is not finite is written as a word
     learning_rate: float | str | None = None
     seconds: Number | None = None
-    dice: Share | None = None
+    dice: Share | UnsetType | None = UNSET  # none where no class was there to be scored
     classes: dict[str, Share | None] | None = None
 
     def __post_init__(self) -> None:
-        needed = {"step": ("loss", "learning_rate", "seconds"), "validation": ("classes",)}
+        needed = {"step": ("loss", "learning_rate", "seconds"), "validation": ("dice", "classes")}
         for name in needed.get(self.kind, ()):
-            if getattr(self, name) is None:
+            if getattr(self, name) is (UNSET if name == "dice" else None):
                 raise ValueError(f"{name} is missing")
         for value in (self.loss, self.learning_rate):
             float(value or 0)
