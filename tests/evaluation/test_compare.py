@@ -356,6 +356,17 @@ def test_cases_that_are_their_own_persons_are_nobodys(tmp_path):
         compare(found, by="person")
 
 
+def test_records_of_an_earlier_version_are_of_the_same_recipe_where_a_newer_one_says_so(tmp_path):
+    """Recipes are known by a hash of JSON; they were known by one of TOML, which newer records hold beside it."""
+    new, old = {"recipe_sha256": "a" * 64, "recipe_toml_sha256": "b" * 64}, {"recipe_sha256": "b" * 64}
+    for name, fold, hashes in (("uxnet", 0, old), ("uxnet", 1, new), ("b", 0, old), ("b", 1, old)):
+        write(tmp_path / f"records/{name}-fold{fold}.json", record(name, fold, {f"p{fold}": 0.5, f"q{fold}": 0.6}) | hashes)
+    assert not any("recipe" in note for note in compare(read_scores([tmp_path])).notes)
+    write(tmp_path / "records/b-fold1.json", record("b", 1, {"p1": 0.5}) | {"recipe_sha256": "c" * 64})
+    with pytest.raises(InputError, match="differ in recipe_sha256"):
+        read_scores([tmp_path])
+
+
 def test_files_of_evaluate_are_read_too(tmp_path):
     for name, dice in (("ours", 0.8), ("theirs", 0.7)):
         cases = [{"case": f"c{n}", "classes": {"a": dict.fromkeys(METRICS, dice + n / 100)}} for n in range(4)]

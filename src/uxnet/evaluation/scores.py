@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,8 @@ def read_scores(sources: Sequence[str | Path]) -> tuple[Scores, ...]:
         for file in _files(path):
             scores = _read(file, name)
             found.setdefault(scores.name, []).append(scores)
+    records = [record for parts in found.values() for part in parts for record in part.records]
+    found = {name: [replace(part, records=with_one_hash(part.records, records)) for part in parts] for name, parts in found.items()}
     return tuple(_together(parts) for parts in found.values())
 
 
@@ -98,6 +100,16 @@ def read_record(path: Path) -> dict[str, Any]:
     except ValueError as wrong:
         raise InputError(f"{path}: {wrong}; it is not as uxnet crossval writes a record: make it anew, or move it elsewhere") from wrong
     return {"labels_sha256": None, **data}
+
+
+def with_one_hash(records: Iterable[Mapping[str, Any]], known: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """The records; those of earlier versions, which know their recipe by a hash of TOML, by the hash that newer ones of it have.
+
+    Args:
+        known: records, of which those that have both hashes say which belong together.
+    """
+    same = {record["recipe_toml_sha256"]: record["recipe_sha256"] for record in known if record.get("recipe_toml_sha256")}
+    return tuple({**record, "recipe_sha256": same.get(record["recipe_sha256"], record["recipe_sha256"])} for record in records)
 
 
 def record_files(folder: Path) -> list[Path]:

@@ -46,6 +46,7 @@ class Unit:
     out: the cross-validation's folder; cache: of the prepared cases, None for one of its own.
     facts: what the record begins with: all that is known beforehand, the key among it.
     init: a model whose weights to begin with.
+    earlier_key: what versions before canonical JSON would have said for the record's key.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Unit:
     keep_labels: bool
     facts: Mapping[str, Any]
     init: Path | None = None
+    earlier_key: str = ""
 
     @property
     def manifest(self) -> Manifest:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +30,10 @@ from uxnet.training.begin import begin_from
 from uxnet.training.board import require_tensorboard
 from uxnet.training.budget import clock, within_budget
 from uxnet.training.checkpoint import Progressed, load_weights_file, same_run, weights_header
-from uxnet.training.content import content_hash, refuse_changed_cases, weights_hash
+from uxnet.training.content import refuse_changed_cases, weights_hash
 from uxnet.training.engine import Strategy, TrainingEngine
 from uxnet.training.handover import Trained, hand_over
+from uxnet.training.identity import run_identity, weights_of
 from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss
 from uxnet.training.showing import Showing
@@ -154,7 +153,7 @@ def train(
 
     with contextlib.ExitStack() as held:
         chosen = one.first(begin)
-        identity = _identity(recipe, inspection, chosen, origin, taught)
+        identity = one.first(lambda: run_identity(out, recipe, inspection, chosen, origin, taught))
         digests = {facts.name: facts.image_sha256 for facts in inspection.fingerprint.cases}
         folder = Path(cache or out / "cache")
         run = _Run(recipe, manifest, chosen, digests, out, folder, workers, tensorboard, stopping, identity, taught, report)
@@ -347,14 +346,9 @@ def _refuse_another_beginning(out: Path, origin: Mapping[str, Any] | None) -> No
     file = out / "transfer.json"
     otherwise = "put the file back as it was, or train into another folder"
     there = read_as(file, Transfer, otherwise=otherwise) if file.exists() else None
-    if [str(stage.weights_sha256) for stage in (there.stages if there else ())] != _weights_of(origin or {}):
+    if [str(stage.weights_sha256) for stage in (there.stages if there else ())] != weights_of(origin or {}):
         began = f"the weights of {there.model}" if there else "fresh weights"
         raise CheckpointError(f"{out}: another run is there, which began with {began}; resume it with the same, or choose another folder")
-
-
-def _weights_of(origin: Mapping[str, Any]) -> list[str]:
-    """The hashes of the weights that a run begins with, see `begin_from`: one a stage, none for fresh ones."""
-    return [str(stage.get("weights_sha256")) for stage in origin.get("stages", [])]
 
 
 def _begin(out: Path, recipe: Recipe, resume: bool, report: Report) -> None:
@@ -395,16 +389,6 @@ def _every_case(recipe: Recipe, manifest: Manifest, report: Report) -> Fold:
                 raise RecipeError(f"stages[{n}].{key}: asks the validation cases, and with fold all there are none; change it by --set")
     report(Note("all cases train and none validates: the last weights are kept, and nothing here says how good they are"))
     return Fold(tuple(sorted(case.name for case in manifest.cases)), (), ())
-
-
-def _identity(recipe: Recipe, inspection: Inspection, fold: Fold, origin: Mapping[str, Any] | None, teachers: Teachers | None) -> str:
-    """Hashes of what decides the weights: of the recipe, the labels, the cases on each side, the weights to begin with and those of
-    teachers; and, after a "+", of what the cases hold."""
-    # Whose weights, and which of them were made to fit how: the model's file may have another name by now.
-    begun = [[_weights_of(origin), [stage["adapted"] for stage in origin["stages"]]]] if origin else []
-    taught = [{"taught": [teacher["weights_sha256"] for teacher in teachers.origin]}] if teachers else []
-    text = json.dumps([recipe_to_toml(recipe), inspection.manifest.labels.to_dict(), fold.train, fold.validation, *begun, *taught])
-    return f"{hashlib.sha256(text.encode()).hexdigest()}+{content_hash(inspection, (*fold.train, *fold.validation))}"
 
 
 def _opening(run: _Run, number: int, network: nn.Module, engine: TrainingEngine) -> str:
