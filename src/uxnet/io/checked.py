@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ _NAMES = {
     "object": "an object {...}",
     "str": "text",
 }
-_PLACE = re.compile(r" - at (?:`key` in )?`\$(?P<place>.*)`$")
+_PLACE = re.compile(r" - at `\$(?P<place>.*)`$")
 _STEP = re.compile(r"\.(?P<key>\w+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
 
 
@@ -68,20 +69,18 @@ def as_kind(value: Any, kind: type[Kind], where: str = "") -> Kind:
 def _worded(value: Any, kind: Any, said: str, where: str) -> str:
     """What msgspec says of a value, in this package's words and with the names of all keys."""
     found = _PLACE.search(said)
-    of_key = " - at `key` in" in said
     what, steps = (said[: found.start()], _steps(value, kind, said, found["place"])) if found else (said, [])
     place = _name(steps, where)
-    if of_key:
-        what += " as a key"
     if missing := re.fullmatch(r"Object missing required field `(.+)`", what):
         return f"{_name([*steps, missing[1]], where)} is missing"
-    if what.startswith("Number out of range") or re.fullmatch(r"Expected `float` [<>]= -?1\.79769\d+e\+308", what):
+    there = _at(value, steps)
+    if what.startswith("Number out of range") or (isinstance(there, float) and not math.isfinite(there)):
         what = "expected a finite number"
     elif types := re.fullmatch(r"Expected `([^`]+)`(, got `(\w+)`)?(.*)", what):
         wanted = " or ".join(_NAMES.get(one, one) for one in types[1].split(" | "))
         limit = types[4].replace(" >= ", " of at least ").replace(" <= ", " of at most ")
         limit = limit.replace(" of length of at least 1", " that is not empty").replace(" of length ", " of the length ")
-        got = _NAMES.get(types[3], types[3]) if types[3] else "" if of_key else _shown(_at(value, steps))
+        got = _NAMES.get(types[3], types[3]) if types[3] else str(there) if isinstance(there, int | float) else ""
         what = f"expected {wanted}{limit}" + (f", got {got}" if got else "")
     return printable(f"{place or 'it'}: {what}")
 
@@ -106,8 +105,7 @@ def _steps(value: Any, kind: Any, said: str, place: str) -> list[str | int]:
             steps.append(int(match["index"]))
         else:
             table = _at(value, steps)
-            alone = (key for key in table if _fails(_with(value, steps, {key: table[key]}), kind, said))
-            steps.append(next(alone, "..."))
+            steps.append(next(key for key in table if _fails(_with(value, steps, {key: table[key]}), kind, said)))
     return steps
 
 
@@ -115,10 +113,6 @@ def _at(value: Any, steps: list[str | int]) -> Any:
     for step in steps:
         value = value[step]
     return value
-
-
-def _shown(value: Any) -> str:
-    return str(value) if isinstance(value, int | float) else ""
 
 
 def _fails(value: Any, kind: Any, said: str) -> bool:
