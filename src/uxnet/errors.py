@@ -87,6 +87,11 @@ def shortened(names: Iterable[object], most: int = 5) -> str:
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
+def plural(n: int, one: str, many: str | None = None) -> str:
+    """A count with its noun: "1 case", "2 cases", "3 classes" (many: where an s is not enough)."""
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
 def printable(text: str) -> str:
     """A text of someone else's file, for a message or a terminal: what steers a terminal, or hides, stands there as JSON writes it.
 

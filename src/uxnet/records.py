@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from uxnet.errors import InputError
 from uxnet.events import Report, Warn, silent
-from uxnet.io import atomic, json_value
+from uxnet.io import as_json, atomic, json_value, lock
 
 Record = dict[str, Any]
 
@@ -21,9 +20,10 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         InputError: if it cannot be written; what was recorded before stays.
     """
-    line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    line = as_json(record) + b"\n"
     try:
         with path.open("ab+") as file:
+            lock(file, wait=True)  # another process's line is not to begin within this one
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 # A line that a crash cut off must not take this one with it.
@@ -90,7 +90,7 @@ def keep_records(path: Path, keep: Callable[[Record], bool], kind: Any = dict, r
     kept = [r for r in read_records(path, kind, report) if keep(r)]
     try:
         with atomic(path) as temporary:
-            temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")
+            temporary.write_bytes(b"".join(as_json(r) + b"\n" for r in kept))
     except OSError as error:
         raise _not_written(path, error) from error
 

@@ -1,10 +1,18 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from commands import run, scan
 
 from uxnet.cli.predict import show
+from uxnet.events import Progress
 from uxnet.inference.settings import Settings
 from uxnet.inference.unit import Outcome
 
@@ -32,8 +40,8 @@ def test_predict_then_evaluate(capsys, tmp_path, tiny_model):
     assert run(*command) == 1
     said = capsys.readouterr()
     assert f"2 of 3 scans segmented into {out}" in said.out
-    assert "failed: broken" in said.out
-    assert "broken.nii.gz" in said.err
+    assert (said.out.count("broken"), said.err.count("not segmented: ")) == (1, 1)  # a row of the table; and why, once
+    assert "broken.nii.gz: " in said.err
     names = {"case 0.nii.gz", "case 1.nii.gz", "labels.json", "predict.json", "predict.jsonl"}
     assert {p.name for p in out.iterdir()} == names
     # A second time nothing is done twice, nor by a shard or in this process.
@@ -67,7 +75,9 @@ def test_predict_with_a_manifest(capsys, tmp_path, tiny_model):
     assert (tmp_path / "out" / "patient 1.nii.gz").is_file()
     scan(tmp_path / "p_0000.nii.gz")
     assert run("predict", tiny_model(2), tmp_path / "p_0000.nii.gz", "-o", tmp_path / "other") == 1
-    assert "channel 0001 of the scan p is missing" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "channel 0001 of the scan p is missing" in said.err
+    assert "0 of 1 scan segmented" in said.out
 
 
 def test_every_flag_reaches_the_prediction(asked, tmp_path, tiny_model):
@@ -163,13 +173,114 @@ def test_a_short_list_is_a_table_and_of_a_long_one_only_failures_are_shown(capsy
     show(Console(width=100), mixed, Path("out"))
     out = capsys.readouterr().out
     for n, status in enumerate(["done", "already", "failed"]):
-        (line,) = [line for line in out.splitlines() if f"scan [{n}]" in line and "failed: " not in line]
+        (line,) = [line for line in out.splitlines() if f"scan [{n}]" in line]
         assert status in line
         assert "2.00" in line  # windows a second
-    assert "2.nii: bad [/]" in out
-    assert "2 of 3 scans segmented into out, 1 of them were done already" in out
+    assert "2 of 3 scans segmented into out, 1 of them was done already" in out
     show(Console(width=100), [outcome(n) for n in range(40)] + [outcome(40, "failed")], Path("out"))
     out = capsys.readouterr().out
     assert "scan [7]" not in out
-    assert "failed: scan [40]: 40.nii: bad [/]" in out
+    assert "failed: scan [40] (why is said above" in out
     assert "40 of 41 scans segmented into out; 2.0 s a scan, peak memory of a process 139 MB" in out
+
+
+def test_one_is_no_plural_and_nothing_is_zero(capsys):
+    from rich.console import Console
+
+    for status, words in (("done", "1 scan segmented into out\n"), ("already", "1 scan segmented into out, it was done already\n")):
+        show(Console(width=100), [outcome(0, status)], Path("out"))
+        assert capsys.readouterr().out == words
+    show(Console(width=100), [outcome(0, "failed")], Path("out"), left_out=2)
+    assert capsys.readouterr().out == "0 of 1 scan segmented into out; left out, since they are not NIfTI: 2\n"
+    show(Console(width=100), [replace(outcome(0), windows=0), outcome(1)], Path("out"))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "scan [0]" in line]
+    assert line.split()[-2:] == ["0", "0.00"]
+
+
+def test_images_of_other_formats_are_named_and_counted(capsys, tmp_path, tiny_model):
+    scan(tmp_path / "in" / "p0.nii.gz")
+    scan(tmp_path / "in" / "p1.nii" / "p1.nii")
+    for name in ("p2.hdr", "p2.img", "notes.txt", "._p0.nii.gz"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    assert run("predict", tiny_model(), tmp_path / "in", "-o", tmp_path / "out", "--device", "cpu") == 0
+    said = capsys.readouterr()
+    assert all(name in said.err for name in ("p1.nii (a folder)", "p2.hdr", "p2.img"))
+    assert "notes" not in said.err
+    assert "1 scan segmented" in said.out
+    assert "not NIfTI: 3" in said.out
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["images", "dataset"])
+def test_only_the_cases_that_a_fold_holds_out(asked, capsys, tmp_path, tiny_model, tiny_dataset, whole):
+    split = tmp_path / "split.json"
+    folds = [{"train": ["case_00"], "validation": ["case_03", "case_01"]}, {"train": ["x"], "validation": ["y"], "test": ["case_05"]}]
+    split.write_text(json.dumps({"folds": folds}))
+    command = ["predict", tiny_model(), tiny_dataset if whole else tiny_dataset / "imagesTr", "-o", tmp_path / "out", "--split", split]
+    for fold, names in ((0, ["case_01", "case_03"]), (1, ["case_05"])):
+        assert run(*command, "--fold", fold) == 0
+        assert sorted(scan.name for scan in asked.pop()["scans"]) == names
+    assert "1 case that test" in capsys.readouterr().err
+    assert run(*command, "--fold", "2") == 2
+    assert run(*command) == 2
+    assert "--fold and --split go together" in capsys.readouterr().err
+    folds[0]["validation"].append("case_99")
+    split.write_text(json.dumps({"folds": folds}))
+    assert run(*command, "--fold", "0") == 1
+    assert "fold 0 holds out 1 case of which there is no scan: case_99" in capsys.readouterr().err
+    assert not asked
+
+
+def test_who_is_stopped_says_how_far_it_came(capsys, monkeypatch, tmp_path, tiny_model):
+    def predict(*_, report, **__):
+        report(Progress("scans", 2, 5, {"failed": 1}))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("uxnet.inference.cohort.predict", predict)
+    assert run("predict", tiny_model(), scan(tmp_path / "a.nii.gz"), "-o", tmp_path / "out") == 130
+    said = capsys.readouterr()
+    assert f"stopped: 1 of 5 scans segmented into {tmp_path / 'out'}, 1 failed; the same command" in said.out
+    assert said.err.endswith("uxnet predict: interrupted\n")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no such signal here")
+def test_sigterm_stops_all_processes_and_leaves_nothing_half_made(tmp_path, tiny_model):
+    for n in range(40):
+        scan(tmp_path / "in" / f"{n:02d}.nii.gz", seed=n)
+    out = tmp_path / "out"
+    command = ["predict", tiny_model(), tmp_path / "in", "-o", out, "--device", "cpu", "--workers", "2", "--overlap", "0.9"]
+    with subprocess.Popen([sys.executable, "-m", "uxnet", *map(str, command)], stdout=subprocess.PIPE, text=True) as process:
+        while not list(out.glob("*.nii.gz")) and process.poll() is None:
+            time.sleep(0.02)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "of 40 scans segmented" in said
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all names are text")
+def test_names_that_are_no_text_or_very_long(capsysbinary, tmp_path, tiny_model):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    odd = os.fsdecode(b"caf\xe9")
+    scan(folder / f"{odd}.nii.gz")
+    scan(folder / f"{'l' * 247}.nii.gz", seed=1)
+    scan(folder / f"{'m' * 242}.nii.gz", seed=2)
+    (folder / os.fsdecode(b"bad\xe9.nii.gz")).write_bytes(b"nothing")
+    command = ["predict", tiny_model(), folder, "-o", out, "--device", "cpu", "--precision", "float32"]
+    assert run(*command) == 1
+    said = capsysbinary.readouterr()
+    assert b"3 of 4 scans segmented" in said.out
+    assert rb"bad\udce9.nii.gz" in said.err
+    assert {len(os.fsencode(path.name)) for path in out.glob("*.nii.gz")} == {11, 249, 254}
+    (folder / os.fsdecode(b"bad\xe9.nii.gz")).unlink()
+    assert run(*command, "--workers", "2") == 0
+    assert b"3 of them were done already" in capsysbinary.readouterr().out
+    assert odd in {entry["name"] for entry in json.loads((out / "predict.json").read_text())["scans"]}
+    # Probabilities have longer names.
+    assert run(*command[:-1], "float32", "--probabilities", "-o", tmp_path / "probs") == 1
+    said = capsysbinary.readouterr()
+    assert b"_probs.nii.gz, would have 5 bytes more than the 255" in said.err
+    assert b"2 of 3 scans segmented" in said.out

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uxnet.dataset.check import check_dataset
-from uxnet.dataset.folds import PROTOCOLS, Fold, Gap, Split, gaps, make_split, read_split, split_for, write_split
+from uxnet.dataset.folds import PROTOCOLS, Fold, Gap, Split, gaps, make_split, read_fold, read_split, split_for, write_split
 from uxnet.dataset.manifest import Case, Manifest, read_dataset
-from uxnet.errors import DatasetError
+from uxnet.errors import DatasetError, UsageError
 from uxnet.events import Warn
 from uxnet.labels import Label, Labels
 
@@ -213,3 +213,16 @@ def test_hippocampus_keeps_both_sides_of_a_person_together(data_dir):
         for fold in split.folds:
             parts = [{person_of[name] for name in part} for part in (fold.train, fold.validation, fold.test)]
             assert max(Counter(person for part in parts for person in part).values()) == 1
+
+
+def test_a_fold_is_read_without_its_dataset(tmp_path):
+    path = tmp_path / "split.json"
+    path.write_text(
+        json.dumps({"folds": [{"train": ["a"], "validation": ["c", "b"]}, {"train": ["a"], "validation": ["b"], "test": ["c"]}]})
+    )
+    assert [read_fold(path, k).scored for k in (0, 1)] == [("b", "c"), ("c",)]
+    with pytest.raises(UsageError, match=r"split\.json: it has the folds 0 to 1, not 2"):
+        read_fold(path, 2)
+    path.write_text("{}")
+    with pytest.raises(DatasetError, match=r'split\.json: a split has a list of "folds"'):
+        read_fold(path, 0)

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import multiprocessing
 import threading
@@ -14,10 +15,12 @@ from uxnet.errors import Cancelled, DatasetError, DeviceError, InputError, Model
 from uxnet.events import Kept, Note, Progress, Warn
 from uxnet.inference.cohort import Scan, _crew, find_scans, predict
 from uxnet.inference.ledger import making
+from uxnet.inference.scans import unread_images
 from uxnet.inference.segmenter import Segmenter, load_model
 from uxnet.inference.settings import Settings
 from uxnet.inference.stitch import Room
 from uxnet.inference.unit import Desk, Unit, do_scan
+from uxnet.io import claimed, lock_path, token_of
 from uxnet.labels import Label, Labels, labels_from_dict
 from uxnet.recipe import with_overrides
 from uxnet.records import append_record
@@ -93,14 +96,24 @@ def test_channels_of_one_scan(tmp_path):
 @pytest.mark.parametrize(("there", "missing"), [((0, 1), 2), ((0, 2), 1), ((1, 2), 0), ((0,), 1), ((0, 1, 2, 4), 3)])
 def test_a_missing_channel_is_named(tmp_path, there, missing):
     empty(tmp_path, "p0_0000.nii.gz", "p0_0001.nii.gz", "p0_0002.nii.gz", *(f"p1_{n:04d}.nii.gz" for n in there))
-    with pytest.raises(InputError, match=rf"channel {missing:04d} of the scan p1 is missing"):
-        find_scans([tmp_path], 3)
+    whole, lacking = find_scans([tmp_path], 3)
+    assert (whole.name, whole.problem) == ("p0", "")
+    assert f"channel {missing:04d} of the scan p1 is missing" in lacking.problem
 
 
-def test_the_same_channel_twice(tmp_path):
-    empty(tmp_path, "p_0000.nii.gz", "p_0000.nii", "p_0001.nii")
-    with pytest.raises(InputError, match="the same channel"):
-        find_scans([tmp_path], 2)
+def test_a_channel_too_many_and_the_same_channel_twice_are_named(tmp_path):
+    empty(tmp_path, "p_0000.nii.gz", "p_0000.nii", "p_0001.nii", "q_0000.nii", "q_0001.nii", "q_0002.nii")
+    twice, more = find_scans([tmp_path], 2)
+    assert "the same channel" in twice.problem
+    assert more.problem.endswith("q_0002.nii: the scan q has 3 channels, the model takes 2")
+
+
+def test_a_scan_that_lacks_a_channel_fails_alone(two_channels, tmp_path):
+    for name in ("p_0000", "p_0001", "q_0001"):
+        scan(tmp_path / "in" / f"{name}.nii.gz")
+    outcomes = predict(two_channels, find_scans([tmp_path / "in"], 2), tmp_path / "out")
+    assert statuses(outcomes) == {"p": "done", "q": "failed"}
+    assert "q_0001.nii.gz: channel 0000 of the scan q is missing" in outcomes[1].error
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -123,7 +136,8 @@ def test_what_is_not_there_or_empty(tmp_path):
     with pytest.raises(InputError, match="there is no NIfTI file"):
         find_scans([tmp_path], 1)
     empty(tmp_path, "a.dcm")
-    with pytest.raises(InputError, match=r"in this folder; convert a\.dcm"):
+    empty(tmp_path / "p1", "b.nii.gz")
+    with pytest.raises(InputError, match=r"in this folder; .* not a\.dcm \(DICOM\); convert .*below are not looked into.*\(p1\)"):
         find_scans([tmp_path], 1)
 
 
@@ -135,8 +149,9 @@ def test_nothing_in_a_folder_is_left_out_without_a_word(tmp_path, segmenter):
     heard = []
     scans = find_scans([tmp_path / "in"], 1, heard.append)
     assert [one.name for one in scans] == ["a", "gone"]
-    (warning,) = heard
-    assert warning.message.endswith("left out, since only NIfTI is read: b.mgz, c.NRRD")
+    (warning,) = [event.message for event in heard if isinstance(event, Warn)]
+    assert all(name in warning for name in ("3 left out", "b.mgz", "c.NRRD", "folder.nii.gz (a folder)"))
+    assert [path.name for path in unread_images([tmp_path / "in"])] == ["b.mgz", "c.NRRD", "folder.nii.gz"]
     assert statuses(predict(segmenter, scans, tmp_path / "out")) == {"a": "done", "gone": "failed"}
 
 
@@ -361,7 +376,7 @@ def test_maps_whose_values_mean_something_else_do_not_share_a_folder_even_if_it_
     scans, out, other = find_scans([tmp_path / "in"], 1), tmp_path / "out", renamed(segmenter, tmp_path)
     predict(segmenter, scans, out)
     before = (out / "labels.json").read_bytes()
-    with pytest.raises(InputError, match=r"2\.nii\.gz: its values mean something else .* \(1 such files\); choose another folder"):
+    with pytest.raises(InputError, match=r"2\.nii\.gz: its values mean something else .* \(1 such file\); choose another folder"):
         predict(other, scans[:2], out, overwrite=True)
     # Whatever its part, each shard sees the whole call.
     for part in ("1/2", "2/2"):
@@ -592,6 +607,20 @@ def test_another_model_or_setting_is_refused_before_anything_is_done(tiny_model,
     assert statuses(outcomes) == {"0": "already", "1": "already", "2": "already", "3": "done"}
 
 
+def test_outputs_of_another_version_count_unless_their_revision_differs(segmenter, done, monkeypatch):
+    folder, out = done
+    scans, ledger = find_scans([folder], 1), out / "predict.jsonl"
+    monkeypatch.setattr("uxnet.__version__", "9.9.9")
+    assert statuses(predict(segmenter, scans, out)) == dict.fromkeys("012", "already")
+    # As records were before there was a revision.
+    records = [json.loads(line) for line in ledger.read_text().splitlines()]
+    ledger.write_text("".join(json.dumps({k: v for k, v in record.items() if k != "revision"}) + "\n" for record in records))
+    assert statuses(predict(segmenter, scans, out)) == dict.fromkeys("012", "already")
+    monkeypatch.setattr("uxnet.inference.ledger.OUTPUT_REVISION", "9.9.9")
+    with pytest.raises(InputError, match=r"it was made with uxnet 0\.1\.0, whose outputs this version's \(9\.9\.9\) may differ"):
+        predict(segmenter, scans, out)
+
+
 def test_an_interrupted_call_is_taken_up_wherever_it_was_stopped(segmenter, tmp_path, monkeypatch):
     for n in range(3):
         scan(tmp_path / "in" / f"{n}.nii.gz", seed=n)
@@ -662,6 +691,37 @@ def test_shards_write_into_one_folder_at_the_same_time(tiny_model, segmenter, tm
     with pytest.raises(InputError, match="is no shard"):
         predict(segmenter, scans, out, part="4/3")
     assert predict(segmenter, scans, out, part="6/6") == []
+
+
+def test_two_calls_at_a_time_share_the_scans_of_one_folder(tiny_model, segmenter, tmp_path):
+    for n in range(6):
+        scan(tmp_path / "in" / f"{n}.nii.gz", seed=n)
+    scans, out, model = find_scans([tmp_path / "in"], 1), tmp_path / "out", tiny_model()
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: predict([model], scans, out, settings=PLAIN, workers=0), range(2)))
+    assert [sorted({status for of_call in both if (status := statuses(of_call)[f"{n}"])}) for n in range(6)] == [["already", "done"]] * 6
+    assert {path.name for path in out.iterdir()} == {*(f"{n}.nii.gz" for n in range(6)), "labels.json", "predict.json", "predict.jsonl"}
+    assert len(json.loads((out / "predict.json").read_text())["scans"]) == 6
+    assert statuses(predict(segmenter, scans, out)) == dict.fromkeys("012345", "already")
+
+
+def test_a_scan_that_another_call_has_in_hand_comes_last_and_is_not_done_twice(segmenter, tmp_path, monkeypatch):
+    for n in range(3):
+        scan(tmp_path / "in" / f"{n}.nii.gz", seed=n)
+    scans, out, heard = find_scans([tmp_path / "in"], 1), tmp_path / "out", []
+    monkeypatch.setattr("uxnet.inference.outputs._SECONDS_BETWEEN_LOOKS", 0.01)
+    out.mkdir()
+    with contextlib.ExitStack() as other:
+        assert other.enter_context(claimed(lock_path(out, token_of("0"))))
+
+        def report(event):
+            heard.append(event)
+            if isinstance(event, Note) and event.message.startswith("waiting for another process that has 1 scan in hand, 0"):
+                assert (out / "2.nii.gz").exists()
+                other.close()
+
+        assert statuses(predict(segmenter, scans, out, report=report)) == dict.fromkeys("012", "done")
+    assert [event.done for event in heard if isinstance(event, Progress) and event.task == "scans"] == [1, 2, 3]
 
 
 # ---- processes

@@ -1,15 +1,18 @@
 """Files that are whole or not there, and folders that are in one hand at a time."""
 
+import os
 import re
 import subprocess
 import sys
+import time
 from typing import Annotated
 
 import pytest
 from msgspec import Meta, Struct
 
 from uxnet.errors import CheckpointError, DatasetError, UxnetError
-from uxnet.io import alone, read_json
+from uxnet.io import alone, atomic, claimed, clear_parts, read_json, write_json
+from uxnet.io import parts as parts_module
 from uxnet.io.checked import as_kind, read_as
 from uxnet.io.schemas import Number, Whole
 
@@ -133,3 +136,88 @@ def test_a_process_that_dies_lets_go(tmp_path):
         other.communicate()
     with alone(tmp_path / "lock", TAKEN):
         pass
+
+
+# ---- what those leave who die
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from uxnet.io import atomic, claimed
+with claimed(Path(sys.argv[1]) / f".uxnet-{'0' * 16}.lock"), atomic(Path(sys.argv[1]) / "x.nii.gz") as part:
+    part.write_bytes(b"half")
+    print(part, flush=True)
+    THEN
+"""
+
+
+def killed(folder):
+    """A process that was killed while it wrote into a folder; the path of what it wrote."""
+    code = KILLED.replace("THEN", "os.kill(os.getpid(), signal.SIGKILL)")
+    return subprocess.run([sys.executable, "-c", code, str(folder)], check=False, capture_output=True, text=True).stdout.strip()
+
+
+def test_who_writes_next_removes_what_the_dead_left_and_nothing_else(tmp_path):
+    left = killed(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    own = tmp_path / ".uxnet-notes.part.txt"
+    own.write_text("of somebody's")
+    with atomic(tmp_path / "living.json") as living:
+        assert not os.path.exists(left)
+        write_json(tmp_path / "y.json", {})
+        assert living.exists()
+        living.write_text("{}")
+    assert {path.name for path in tmp_path.iterdir()} == {"living.json", "y.json", own.name}
+
+
+def test_what_another_process_writes_is_left(tmp_path):
+    code = KILLED.replace("THEN", "sys.stdin.read()")
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        part = other.stdout.readline().strip()
+        before = {path.name for path in tmp_path.iterdir()}
+        clear_parts(tmp_path)
+        with claimed(tmp_path / f".uxnet-{'0' * 16}.lock") as ours:
+            assert not ours
+        assert {path.name for path in tmp_path.iterdir()} == before
+        assert os.path.basename(part) in before
+        other.stdin.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.nii.gz"]
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_what_another_machine_writes_is_left_for_a_day(tmp_path, monkeypatch, locks):
+    """Its locks may not be seen here; and where there are no locks, this machine's are as little."""
+    with monkeypatch.context() as there:
+        if locks:
+            there.setattr(parts_module, "_machine", lambda: "0" * 8)
+        left = parts_module.part_path(tmp_path, "1" * 16, ".json")
+        left.write_text("half")
+    if not locks:
+        monkeypatch.setattr(parts_module, "lock", lambda *_: None)
+    clear_parts(tmp_path)
+    assert left.exists()
+    for path in tmp_path.iterdir():
+        os.utime(path, (time.time() - 25 * 3600,) * 2)
+    clear_parts(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_waits_under_a_lock_is_left_though_nobody_writes_it(tmp_path):
+    waiting = parts_module.part_path(tmp_path, "2" * 16, ".nii.gz", "probs")
+    waiting.write_bytes(b"whole")
+    with claimed(parts_module.lock_path(tmp_path, "2" * 16)) as ours:
+        assert ours
+        clear_parts(tmp_path)
+        assert waiting.exists()
+    clear_parts(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_name_of_a_file_may_be_as_long_as_the_disk_allows(tmp_path):
+    write_json(tmp_path / f"{'x' * 250}.json", {})
+    with pytest.raises(OSError, match="too long") as raised:
+        write_json(tmp_path / f"{'x' * 251}.json", {})
+    assert "xxx.json" in raised.value.filename
+    assert [len(path.name) for path in tmp_path.iterdir()] == [255]

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -161,3 +162,21 @@ def test_weights_alone(tmp_path):
     loaded = load_weights_file(tmp_path / "best.safetensors")
     assert loaded.keys() == network.state_dict().keys()
     assert all(torch.equal(loaded[key], value) for key, value in network.state_dict().items())
+
+
+def test_the_file_is_what_the_library_of_the_format_writes(tmp_path):
+    tensors = {
+        "a": torch.arange(6, dtype=torch.float32).reshape(2, 3).t(),
+        "half": torch.full((3,), 0.5, dtype=torch.bfloat16),
+        "one": torch.tensor(7),
+        "none": torch.zeros(0, 2),
+        "yes": torch.tensor([True]),
+    }
+    checkpoint.save_file(tensors, tmp_path / "ours", metadata={"uxnet": "é"})
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs", metadata={"uxnet": "é"})
+    with safe_open(tmp_path / "ours", "pt") as ours, safe_open(tmp_path / "theirs", "pt") as theirs:
+        assert ours.metadata() == theirs.metadata()
+        assert sorted(ours.keys()) == sorted(theirs.keys())
+        for name, tensor in tensors.items():
+            assert torch.equal(ours.get_tensor(name), tensor)
+            assert ours.get_tensor(name).dtype == tensor.dtype

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from types import FrameType
 from typing import NoReturn
 
 VERBS = {
@@ -44,12 +46,20 @@ a first round:
   uxnet predict runs/hippocampus/model.uxnet scan.nii.gz -o out/
   uxnet evaluate out/ labels/ -o metrics.json
 
-exit codes: 0 done; 1 something failed, or part of a batch did (the rest was done); 2 wrong arguments;
-75 a training was asked to make room and is saved, go on with --resume; 130 interrupted"""
+exit codes: 0 done; 1 something failed, or part of a batch did (the rest was done): a file, a model, the machine;
+2 arguments that are wrong by themselves; 75 a training was asked to make room and is saved, go on with --resume;
+130 interrupted (Ctrl-C); 143 terminated (SIGTERM)"""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: all is left in order as after an interruption."""
 
 
 def program() -> NoReturn:
     """Runs the command line of this process, and ends it."""
+    # Commands that have more to do before they end listen for it themselves. Whoever had it ignored keeps it so.
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         code = main()
     except Exception:  # noqa: BLE001  # a defect, shown as Python shows it
@@ -63,6 +73,12 @@ def program() -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    # A second one is not to disturb what the first one makes it tidy up.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,6 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Preempted as error:
         print(f"uxnet {verb}: {printable(str(error))}", file=sys.stderr)
         return 75
+    except Terminated:
+        print(f"uxnet {verb}: terminated", file=sys.stderr)
+        return 143
     except (KeyboardInterrupt, Cancelled) as error:
         print(f"uxnet {verb}: {printable(str(error)) or 'interrupted'}", file=sys.stderr)
         return 130

@@ -12,7 +12,7 @@ import tyro
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from uxnet.events import Event, Report
+    from uxnet.events import Event, Progress, Report
     from uxnet.inference.scans import Scan
     from uxnet.inference.settings import Located, Mirror
     from uxnet.inference.unit import Outcome
@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   uxnet predict model.uxnet ct/ -o out/ --workers 4            on four processes
   uxnet predict model.uxnet ct/ -o out/ --shard 3/20           the third of twenty jobs, into the folder of all
   uxnet predict model.uxnet ct/ -o out/ --ray auto             on the Ray cluster that this machine belongs to
+  uxnet predict runs/x/model.uxnet imagesTr/ -o out/ --fold 0 --split runs/x/split.json     the cases that a fold holds out
 """
 
 # Of longer lists only what failed is shown.
@@ -49,6 +50,8 @@ def run(
     workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None,
+    fold: Annotated[int | None, tyro.conf.arg(metavar="K")] = None,
+    split: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     overlap: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None,
     mirror: Annotated[str, tyro.conf.arg(metavar="AXES")] = "none",
     largest: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = (),
@@ -62,12 +65,14 @@ def run(
 
     Each scan gives OUT/NAME.nii.gz, named after its input, on the input's own grid (shape, affine, sform and qform with their codes,
     units), in the smallest integer type. OUT/labels.json says what the values mean; OUT/predict.json lists every scan with its time
-    and peak memory. A scan that cannot be segmented is named, and the rest goes on.
+    and peak memory. A scan that cannot be segmented is named, and the rest goes on. Images that are no NIfTI files are named, too.
 
     The same command again takes up what an interrupted one left: outputs that were made from the same content (of input, models and
     settings) are known by OUT/predict.jsonl and left as they are. Anything else that is there is not touched without --overwrite.
+    Several calls at a time may write into one OUT: a scan that one of them has in hand is left to it.
 
-    The exit code is 0 if every scan was segmented, else 1; 2 if the arguments are wrong.
+    The exit code is 0 if every scan was segmented; 1 if one was not, or a file, a model or the machine is not as needed; 2 if the
+    arguments are wrong by themselves; 130 after Ctrl-C and 143 after SIGTERM, which leave nothing half made.
 
     Args:
         paths: the model, a .uxnet file (several are folds, whose logits are averaged) or the name of one in the box (uxnet models lists
@@ -89,6 +94,9 @@ def run(
         shard: do part I of N of the scans, in the order of their names; for jobs that share OUT, such as those of a job array.
         ray: do the work on a Ray cluster (pip install 'uxnet[ray]'): auto (the one that this machine belongs to), HOST:PORT, or
             local, which begins one on this machine. Its machines must see the same files.
+        fold: segment only the cases that this fold of --split holds out: its test cases, or where it has none those that validate. INPUT
+            may be the dataset's folder, too.
+        split: the file of folds, as train and crossval write it (split.json).
         overlap: least share of a side that neighbouring windows have in common, 0 or more and below 1; the recipe's by default.
         mirror: also compute windows mirrored along these axes of the prepared image, such as ij, and average; 2, 4 or 8 times the
             work. none, or recipe for the axes that training mirrored.
@@ -103,9 +111,11 @@ def run(
         cache: folder for compiled engines; by default the user's own cache folder.
     """
     from uxnet.cli.render import Terminal, reporting
-    from uxnet.errors import UsageError
+    from uxnet.errors import Cancelled, UsageError
+    from uxnet.events import Progress
     from uxnet.inference.cohort import find_scans, predict, read_models
     from uxnet.inference.memory import parse_size
+    from uxnet.inference.scans import unread_images
     from uxnet.inference.settings import Settings
     from uxnet.shipped import choose
 
@@ -115,9 +125,15 @@ def run(
         raise UsageError("no input: name at least one file or folder to segment, after the model")
     if skip_air and no_skip_air:
         raise UsageError("--skip-air and --no-skip-air contradict each other; give one of them, or none for the recipe's choice")
+    if (fold is None) != (split is None):
+        raise UsageError("--fold and --split go together: the number of a fold, and the file that says which cases it holds out")
     described = read_models(models)
     found: list[Event] = []
-    scans = find_scans(chosen.rest, len(described[0].channels), found.append)
+    channels = len(described[0].channels)
+    if fold is not None and split is not None:
+        scans = _held_out(chosen.rest, channels, fold, split, found.append)
+    else:
+        scans = find_scans(chosen.rest, channels, found.append)
     located = _located(chosen, scans, region)
     settings = Settings(
         device=device,
@@ -132,46 +148,82 @@ def run(
         memory_limit=None if memory_limit is None else parse_size(memory_limit),
         located=located,
     )
-    with reporting(Terminal(stderr=True)) as report:
-        for event in found:
-            report(event)
-        _say_what_is_taken(chosen, scans, located, box, report)
-        outcomes = predict(
-            models,
-            scans,
-            output,
-            settings=settings,
-            workers=None if workers is None else _at_least(0, workers, "--workers"),
-            part=shard,
-            cluster=ray,
-            probabilities=probabilities,
-            overwrite=overwrite,
-            report=report,
-        )
-    show(Terminal(), outcomes, output)
+    last = Progress("scans", 0, len(scans))
+
+    def heard(event: Event) -> None:
+        nonlocal last
+        last = event if isinstance(event, Progress) and event.task == "scans" else last
+        report(event)
+
+    try:
+        with reporting(Terminal(stderr=True)) as report:
+            for event in found:
+                report(event)
+            _say_what_is_taken(chosen, scans, located, box, report)
+            outcomes = predict(
+                models,
+                scans,
+                output,
+                settings=settings,
+                workers=None if workers is None else _at_least(0, workers, "--workers"),
+                part=shard,
+                cluster=ray,
+                probabilities=probabilities,
+                overwrite=overwrite,
+                report=heard,
+            )
+    except (KeyboardInterrupt, Cancelled):
+        show_stopped(Terminal(), last, output)
+        raise
+    show(Terminal(), outcomes, output, left_out=len(unread_images(chosen.rest)))
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 
 
-def show(console: Console, outcomes: Sequence[Outcome], output: Path) -> None:
-    """Prints what became of the scans: a table where it is short enough to be read, what failed, and the totals."""
+def show(console: Console, outcomes: Sequence[Outcome], output: Path, *, left_out: int = 0) -> None:
+    """Prints what became of the scans: a table where it is short enough to be read, else the names of those that failed; and the totals.
+
+    Why a scan failed was said when it did.
+
+    Args:
+        left_out: images that lie among the scans and are of formats that are not read.
+    """
     from rich.markup import escape
+
+    from uxnet.errors import plural, shortened
 
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     already = sum(outcome.status == "already" for outcome in outcomes)
     if 1 < len(outcomes) <= _LONGEST_TABLE:
         _print_table(console, outcomes)
-    for outcome in failed:
-        console.print(f"[red]failed:[/] {escape(outcome.name)}: {escape(outcome.error)}", soft_wrap=True, highlight=False)
+    elif failed and len(outcomes) > 1:
+        names = shortened((escape(outcome.name) for outcome in failed), _LONGEST_TABLE)
+        console.print(f"[red]failed:[/] {names} (why is said above, and in predict.json)", soft_wrap=True, highlight=False)
     done = [outcome for outcome in outcomes if outcome.status == "done"]
     colour = "red" if failed else "green"
-    told = f"[{colour}]{len(done) + already} of {len(outcomes)} scans segmented[/] into {escape(str(output))}"
+    one = len(outcomes) == 1
+    ready = "" if one and not failed else f"{len(done) + already} of "
+    told = f"[{colour}]{ready}{plural(len(outcomes), 'scan')} segmented[/] into {escape(str(output))}"
     if already:
-        told += f", {already} of them were done already"
+        told += ", it was done already" if one else f", {already} of them {'was' if already == 1 else 'were'} done already"
     if len(done) > 1:
         told += f"; {sum(outcome.seconds for outcome in done) / len(done):.1f} s a scan"
         peaks = [outcome.peak_memory_mb for outcome in done if outcome.peak_memory_mb is not None]
         told += f", peak memory of a process {max(peaks)} MB" if peaks else ""
+    if left_out:
+        told += f"; [yellow]left out, since they are not NIfTI: {left_out}[/]"
     console.print(told, soft_wrap=True, highlight=False)
+
+
+def show_stopped(console: Console, last: Progress, output: Path) -> None:
+    """Prints how far a call had come that was stopped."""
+    from rich.markup import escape
+
+    from uxnet.errors import plural
+
+    failed = int(last.values.get("failed", 0))
+    told = f"stopped: {last.done - failed} of {plural(last.total, 'scan')} segmented into {escape(str(output))}"
+    told += f", {failed} failed" if failed else ""
+    console.print(f"[red]{told}[/]; the same command goes on from there", soft_wrap=True, highlight=False)
 
 
 def _print_table(console: Console, outcomes: Sequence[Outcome]) -> None:
@@ -193,9 +245,33 @@ def _print_table(console: Console, outcomes: Sequence[Outcome]) -> None:
             f"{outcome.seconds:.1f}",
             "-" if outcome.peak_memory_mb is None else str(outcome.peak_memory_mb),
             "-" if outcome.windows is None else str(outcome.windows),
-            f"{outcome.windows / network:.2f}" if outcome.windows and network else "-",
+            "-" if outcome.windows is None or not network else f"{outcome.windows / network:.2f}",
         )
     console.print(table)
+
+
+def _held_out(inputs: Sequence[Path], channels: int, fold: int, split: Path, report: Report) -> list[Scan]:
+    """The scans that a fold holds out, among those of files, folders, manifests and datasets."""
+    from uxnet.dataset.folds import read_fold
+    from uxnet.dataset.manifest import read_dataset
+    from uxnet.errors import InputError, UsageError, plural, shortened
+    from uxnet.events import Note
+    from uxnet.inference.cohort import Scan, find_scans
+    from uxnet.io import images_in
+
+    held_out = read_fold(split, fold)
+    datasets = [path for path in inputs if path.is_dir() and not images_in(path).read]
+    others = find_scans([path for path in inputs if path not in datasets], channels, report)
+    cases = [case for folder in datasets for case in read_dataset(folder).cases if case.images]
+    scans = [scan for scan in [*others, *(Scan(case.name, case.images) for case in cases)] if scan.name in held_out.scored]
+    names = [scan.name for scan in scans]
+    if missing := [name for name in held_out.scored if name not in names]:
+        raise InputError(f"{split}: fold {fold} holds out {plural(len(missing), 'case')} of which there is no scan: {shortened(missing)}")
+    if len(set(names)) < len(names):
+        twice = next(scan for n, scan in enumerate(scans) if scan.name in names[:n])
+        raise UsageError(f"{twice.files[0]}: another scan is called {twice.name}, too; give only one of them")
+    report(Note(f"fold {fold} of {split}: {plural(len(scans), 'case')} that {'test' if held_out.test else 'validate'}"))
+    return scans
 
 
 def _located(chosen: Chosen, scans: Sequence[Scan], region: str) -> Located | None:

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from uxnet.dataset.store import (
 from uxnet.errors import DatasetError, LabelsError, UxnetError, VolumeError
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.geometry import axis_order, full_box, resampled
-from uxnet.io import read_geometry, read_image, read_labels, sha256
+from uxnet.io import clear_parts, read_geometry, read_image, read_labels, sha256
 from uxnet.jobs import work
 from uxnet.labels import Labels
 from uxnet.prepare import Trail, covered, prepare, prepare_labels
@@ -46,7 +45,6 @@ from uxnet.recipe import Preparation
 __all__ = ["CachedCase", "build_cache", "open_case"]
 
 _PLACES = 20_000
-_ABANDONED = 3600.0  # seconds after which a file that was begun and not finished is nobody's
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def build_cache(
             (the others stay in the cache).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _clear_abandoned(folder)
+    clear_parts(folder)
     todo, ready = [], {}
     look = functools.partial(_look, preparation=preparation, labels=labels, folder=folder, priors=priors or {})
     anything = any((folder / f"{case.name}.json").exists() for case in cases)
@@ -299,16 +297,6 @@ def _size(count: int) -> str:
         if count >= 10**power:
             return f"{count / 10**power:.3g} {unit}"
     return f"{max(count, 0) / 1000:.3g} kB"
-
-
-def _clear_abandoned(folder: Path) -> None:
-    """What a process that was killed had begun to write; younger files may be another run's that shares the cache."""
-    for part in folder.glob(".*.part*"):
-        try:
-            if time.time() - part.stat().st_mtime > _ABANDONED:
-                part.unlink()
-        except FileNotFoundError:
-            continue
 
 
 def _on_threads(function: Callable[[Case], Any], cases: Sequence[Case], threads: int) -> Iterator[Any]:

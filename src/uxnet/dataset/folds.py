@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from uxnet.dataset.manifest import Manifest, some
-from uxnet.errors import DatasetError, shortened
+from uxnet.errors import DatasetError, UsageError, shortened
 from uxnet.events import Report, Warn, silent
 from uxnet.io import read_json, write_json
 
@@ -131,11 +131,7 @@ def read_split(path: Path, manifest: Manifest) -> Split:
         data = read_json(path, DatasetError)
     except DatasetError as error:
         raise DatasetError(f"{error}, or remove it to make a new split") from error
-    if not isinstance(data.get("folds"), list) or not data["folds"]:
-        raise DatasetError(f'{path}: a split has a list of "folds", and this file has none')
-    if data.get("version", 1) != 1:
-        raise DatasetError(f"{path}: it is a split of version {data['version']!r}, this uxnet reads version 1")
-    folds = tuple(_read_fold(fold, f"{path}: fold {k}") for k, fold in enumerate(data["folds"]))
+    folds = _folds_of(data, path)
     try:
         protocol, seed = str(data.get("protocol", "own")), int(data.get("seed", 0))
     except (TypeError, ValueError) as error:
@@ -144,6 +140,19 @@ def read_split(path: Path, manifest: Manifest) -> Split:
     for k, fold in enumerate(folds):
         _refuse_leaks(fold, person_of, f"{path}: fold {k}")
     return Split(protocol, seed, str(data.get("grouped_by", manifest.grouped_by)), folds)
+
+
+def read_fold(path: Path, number: int) -> Fold:
+    """One fold of the split in a file, counted from 0, where its dataset is not at hand: of names and persons nothing is checked.
+
+    Raises:
+        DatasetError: if the file is missing or not of the form that `read_split` reads.
+        UsageError: if it has no such fold.
+    """
+    folds = _folds_of(read_json(path, DatasetError), path)
+    if not 0 <= number < len(folds):
+        raise UsageError(f"{path}: it has the folds 0 to {len(folds) - 1}, not {number}")
+    return folds[number]
 
 
 def split_for(
@@ -243,6 +252,14 @@ def _unevenness(deck: Mapping[str, _Hand], dealt: list[list[str]]) -> tuple[int,
 
 def _parts(fold: Fold) -> dict[str, tuple[str, ...]]:
     return {"train": fold.train, "validation": fold.validation, "test": fold.test}
+
+
+def _folds_of(data: Mapping[str, Any], path: Path) -> tuple[Fold, ...]:
+    if not isinstance(data.get("folds"), list) or not data["folds"]:
+        raise DatasetError(f'{path}: a split has a list of "folds", and this file has none')
+    if data.get("version", 1) != 1:
+        raise DatasetError(f"{path}: it is a split of version {data['version']!r}, this uxnet reads version 1")
+    return tuple(_read_fold(fold, f"{path}: fold {k}") for k, fold in enumerate(data["folds"]))
 
 
 def _read_fold(data: Any, where: str) -> Fold:

@@ -4,33 +4,33 @@ does not stop the rest."""
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
-import secrets
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import uxnet
 from uxnet.errors import InputError, ModelError
 from uxnet.events import Event, Note, Progress, Report, Warn, silent
 from uxnet.inference.average import Averaged, check_same
-from uxnet.inference.ledger import Making, making, read_ledger, unexplained
+from uxnet.inference.ledger import Making, making, read_ledger
 from uxnet.inference.located import labels_of, load_located
 from uxnet.inference.memory import in_gb
+from uxnet.inference.outputs import Claims, names_in, planned_units, read_if_there, refuse_losses, stale_names, table_hash
 from uxnet.inference.scans import Scan, find_scans
 from uxnet.inference.segment import with_inference
 from uxnet.inference.segmenter import Segmenter, load_segmenter
 from uxnet.inference.settings import Settings, usable_cores
 from uxnet.inference.unit import CannotLoadError, Desk, Load, Outcome, Unit, Written, do_scan
-from uxnet.io import is_nifti, read_json, sha256, write_json
+from uxnet.io import claimed, lock_path, sha256, token_of, write_json
 from uxnet.io.files import sync_folder
 from uxnet.jobs import Cluster, shard, work
 from uxnet.labels import Labels
 from uxnet.model import Model, read_model
-from uxnet.records import Record, append_record
+from uxnet.records import append_record
 
 __all__ = ["Outcome", "Scan", "find_scans", "predict", "read_models"]
 
@@ -95,27 +95,29 @@ def predict(
         paths = [*paths, crew.settings.located.localiser]
         described = [*described, read_model(crew.settings.located.localiser)]
     labels = labels_of(described[0].labels, crew.settings.located.whole) if crew.settings.located else described[0].labels
-    made_of = making(paths, crew.settings, probabilities, _table(labels.to_dict()))
+    made_of = making(paths, crew.settings, probabilities, table_hash(labels.to_dict()))
     meaning = _meaning(labels, described, made_of)
+    there = names_in(out)
     # Of all shards: each of them is to refuse what the others do.
     known = read_ledger(out, report)
-    call = _units(scans, out, made_of, overwrite, known)
+    call = planned_units(scans, out, made_of, overwrite, known)
     units = call if part is None else shard(call, part)
-    _refuse(call, units, out, meaning, overwrite, known)
+    refuse_losses(call, units, out, there, meaning, overwrite, known)
 
     out.mkdir(parents=True, exist_ok=True)
-    if _read_json(out / "labels.json") != meaning:
+    if read_if_there(out / "labels.json") != meaning:
         write_json(out / "labels.json", meaning)
     stem = "predict" if part is None else f"predict.{part.replace('/', '-of-')}"
     outcomes: dict[str, Outcome] = {}
     # Closed at once where `report` raises: no worker may write on while its parts are taken away.
-    with _no_parts_left(units), closing(_outcomes(crew, units, out / f"{stem}.jsonl", report)) as finished:
+    with Claims(out) as claims, closing(_outcomes(crew, units, out / f"{stem}.jsonl", claims, report)) as finished:
         for outcome in finished:
             outcomes[outcome.name] = outcome
             _tell(outcome, outcomes, len(units), crew, report)
     ordered = [outcomes[unit.scan.name] for unit in units]
     try:
-        _write_summary(out / f"{stem}.json", ordered, paths, described, made_of, crew)
+        with claimed(lock_path(out, token_of(f"{stem}.json")), wait=True):
+            _write_summary(out / f"{stem}.json", ordered, paths, described, made_of, crew)
     except OSError as error:  # on a full disk the scans' outcomes are still worth being told
         report(Warn(f"{out / stem}.json: cannot be written ({error.strerror or error}); {stem}.jsonl tells what was done"))
     return ordered
@@ -182,23 +184,33 @@ def _desk(load: Load, abreast: int, report: Report) -> Desk:
     return Desk(load, abreast > 1)
 
 
-def _outcomes(crew: _Crew, units: Sequence[Unit], ledger: Path, report: Report) -> Generator[Outcome, None, None]:
-    """What becomes of each scan, as they finish; recorded, and its outputs in their places."""
+def _outcomes(crew: _Crew, units: Sequence[Unit], ledger: Path, claims: Claims, report: Report) -> Generator[Outcome, None, None]:
+    """What becomes of each scan, as they finish; recorded, and its outputs in their places. What others have in hand comes last."""
     start = functools.partial(_desk, crew.load, crew.abreast)
     heard = report if crew.workers <= 1 and crew.cluster is None else _several(report)
+    waiting, others = list(units), list[Unit]()
     try:
-        with closing(
-            work(do_scan, units, crew.workers, start=start, report=heard, abreast=crew.abreast, cluster=crew.cluster)
-        ) as finished_units:
-            for finished in finished_units:
-                if finished.result is None:
-                    files = finished.item.scan.files
-                    written = Written(Outcome(finished.item.scan.name, _words(files), "failed", error=f"{files[0]}: {finished.error}"))
-                else:
-                    written = finished.result
-                yield _committed(finished.item, written, ledger)
+        while waiting:
+            taken = work(
+                do_scan, waiting, crew.workers, start=start, report=heard, abreast=crew.abreast, cluster=crew.cluster, admit=claims.take
+            )
+            with closing(taken) as finished_units:
+                for finished in finished_units:
+                    if finished.result is None and finished.error is None:
+                        others.append(finished.item)
+                        continue
+                    outcome = _committed(finished.item, finished.result or _lost(finished.item, finished.error), ledger)
+                    claims.release(finished.item)
+                    yield outcome
+            waiting = claims.wait(others, report)
+            others = [unit for unit in others if unit.scan.name not in claims.held]
     except CannotLoadError as error:
         raise error.args[0] from error
+
+
+def _lost(unit: Unit, error: Exception | None) -> Written:
+    """Of a scan over which its process died."""
+    return Written(Outcome(unit.scan.name, tuple(map(str, unit.scan.files)), "failed", error=f"{unit.scan.files[0]}: {error}"))
 
 
 def _several(report: Report) -> Report:
@@ -216,94 +228,13 @@ def _several(report: Report) -> Report:
 # ---- what is there, and what takes its place
 
 
-def _units(scans: Sequence[Scan], out: Path, made_of: Making, overwrite: bool, known: Mapping[str, Record]) -> list[Unit]:
-    run = secrets.token_hex(4)
-    endings = ["", "_probs"] if made_of.probabilities else [""]
-    return [
-        Unit(
-            scan=scan,
-            outputs=tuple(out / f"{scan.name}{ending}.nii.gz" for ending in endings),
-            # Hidden from those who read the folder, and of this run alone.
-            parts=tuple(out / f".{scan.name}{ending}.{run}.part.nii.gz" for ending in endings),
-            making=made_of,
-            known=known.get(scan.name),
-            overwrite=overwrite,
-        )
-        for scan in scans
-    ]
-
-
-def _refuse(
-    call: Sequence[Unit], units: Sequence[Unit], out: Path, meaning: Mapping[str, Any], overwrite: bool, known: Mapping[str, Record]
-) -> None:
-    """Refuses, before anything is computed, what would be lost or mixed up.
-
-    Args:
-        call: the units of all shards.
-        units: those of this one. Only of them it is known that nobody is writing their outputs.
-        known: the folder's records.
-    """
-    if (out / "dataset.json").exists() or any((out / part).is_dir() for part in ("imagesTr", "labelsTr")):
-        raise InputError(f"{out}: is the folder of a dataset, whose labels labels.json would be taken for; choose another folder")
-    inputs = {file.resolve() for unit in call for file in unit.scan.files}
-    written: dict[Path, str] = {}
-    for unit in call:
-        for output in unit.outputs:
-            if output.resolve() in inputs:
-                raise InputError(f"{output}: the output would replace an input; choose another folder")
-            if written.setdefault(output, unit.scan.name) != unit.scan.name:
-                raise InputError(f"{output}: the output of two scans, {written[output]} and {unit.scan.name}; rename one of them")
-    refused = [] if overwrite else [(unit.outputs, why) for unit in units if (why := unexplained(unit.outputs, unit.known, unit.making))]
-    if refused:
-        first = next(path for path in refused[0][0] if path.exists())
-        raise InputError(
-            f"{first}: exists already, and {refused[0][1]} ({len(refused)} such outputs); choose another folder, or give --overwrite"
-        )
-    # One folder, one meaning: labels.json speaks for every label map beside it.
-    labels = out / "labels.json"
-    there = (_read_json(labels) or {}) if labels.exists() else None
-    # Whose they are says the content of the models, not its file's name; earlier versions wrote only that.
-    whose = "model" if there and "models" not in there else "models"
-    if there is not None and not overwrite and (_table(there) != _table(meaning) or there.get(whose) != meaning[whose]):
-        raise InputError(f"{labels}: speaks of another model's label maps; choose another folder, or give --overwrite")
-    strange = _of_another_table(call, out, None if there is None else _table(there), inputs, known)
-    if strange:
-        raise InputError(
-            f"{strange[0]}: its values mean something else than this model's, and this call does not replace it ({len(strange)} such "
-            "files); choose another folder, since labels.json speaks for all label maps of one"
-        )
-
-
-def _of_another_table(
-    call: Sequence[Unit], out: Path, told: str | None, inputs: Collection[Path], known: Mapping[str, Record]
-) -> list[Path]:
-    """Label maps in the folder that the call leaves as they are and whose values mean something else.
-
-    Args:
-        told: the table of the folder's labels.json, which counts for maps that no record knows; None if there is no such file.
-    """
-    if not out.is_dir() or not call:
-        return []
-    tables = {name: record.get("table", told) for record in known.values() for name in record["outputs"]}
-    replaced = {path.name for unit in call for path in unit.outputs} | {name for unit in call for name in _stale(unit)}
-    table = call[0].making.table
-    others = [path for path in sorted(out.iterdir()) if path.name.endswith(".nii.gz") and is_nifti(path) and path.name not in replaced]
-    return [path for path in others if tables.get(path.name, told) not in (None, table) and path.resolve() not in inputs]
-
-
-def _stale(unit: Unit) -> list[str]:
-    """Names of files that an earlier call wrote for the scan and that this one does not: probabilities that nobody asks for any more."""
-    names = {path.name for path in unit.outputs}
-    return [name for name in unit.known["outputs"] if name not in names and Path(name).name == name] if unit.known else []
-
-
 def _committed(unit: Unit, written: Written, ledger: Path) -> Outcome:
     """The outcome, once its record is kept and its outputs are in their places."""
     if written.record is None:
         return written.outcome
     try:
         # First: what no record knows any more would stay for good. What someone has changed is theirs.
-        for stale in (unit.outputs[0].with_name(name) for name in _stale(unit)):
+        for stale in (unit.outputs[0].with_name(name) for name in stale_names(unit)):
             if unit.known and stale.is_file() and sha256(stale) == unit.known["outputs"][stale.name].get("sha256"):
                 stale.unlink()
         append_record(ledger, written.record)
@@ -316,24 +247,12 @@ def _committed(unit: Unit, written: Written, ledger: Path) -> Outcome:
     return written.outcome
 
 
-@contextmanager
-def _no_parts_left(units: Sequence[Unit]) -> Iterator[None]:
-    """Whoever was stopped or died in the block leaves nothing half written."""
-    try:
-        yield
-    finally:
-        for folder, run in {(part.parent, part.name.split(".")[-4]) for unit in units for part in unit.parts}:
-            # Those of writers of parts, too, whose names hold the part's.
-            for left in [path for path in folder.iterdir() if f".{run}.part." in path.name]:
-                left.unlink(missing_ok=True)
-
-
 # ---- what is told
 
 
 def _tell(outcome: Outcome, outcomes: Mapping[str, Outcome], total: int, crew: _Crew, report: Report) -> None:
     if outcome.status == "failed":
-        report(Warn(outcome.error))
+        report(Warn(f"not segmented: {outcome.error}"))
     elif outcome.status == "done":
         peak = outcome.peak_memory_mb
         memory = f", peak memory {peak} MB" if peak is not None else ""
@@ -354,7 +273,7 @@ def _tell(outcome: Outcome, outcomes: Mapping[str, Outcome], total: int, crew: _
         values["seconds_left"] = sum(done) / len(done) * (total - len(outcomes)) / max(1, crew.workers)
     report(Progress("scans", len(outcomes), total, values))
     if len(outcomes) == total and counts["already"]:
-        report(Note(f"{counts['already']} of {total} were done already"))
+        report(Note(f"{counts['already']} of {total} {'was' if total == 1 else 'were'} done already"))
 
 
 def _meaning(labels: Labels, models: Sequence[Model], made_of: Making) -> dict[str, Any]:
@@ -365,22 +284,16 @@ def _meaning(labels: Labels, models: Sequence[Model], made_of: Making) -> dict[s
     return meaning
 
 
-def _table(described: Mapping[str, Any]) -> str:
-    """The hash of what values mean, of `Labels.to_dict` or labels.json."""
-    table = [described.get(key) for key in ("background", "foreground", "regions", "ignore")]
-    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
-
-
 def _write_summary(
     path: Path, outcomes: Sequence[Outcome], paths: Sequence[Path], models: Sequence[Model], made_of: Making, crew: _Crew
 ) -> None:
     """predict.json: this call's scans, and those that earlier ones left there; models and settings of the call, and of each scan."""
     names = {outcome.name for outcome in outcomes}
-    earlier = (_read_json(path) or {}).get("scans", [])
+    earlier = (read_if_there(path) or {}).get("scans", [])
     told = [scan for scan in (earlier if isinstance(earlier, list) else []) if isinstance(scan, dict) and isinstance(scan.get("name"), str)]
     kept = [scan for scan in told if scan["name"] not in names]
     summary = {
-        "uxnet": made_of.version,
+        "uxnet": uxnet.__version__,
         "models": [
             {"file": str(file), "name": model.recipe.name, "sha256": content}
             for file, model, content in zip(paths, models, made_of.models, strict=True)
@@ -390,14 +303,3 @@ def _write_summary(
         "scans": kept + [asdict(outcome) | {"made_with": made_of.record()} for outcome in outcomes],
     }
     write_json(path, summary)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return read_json(path)
-    except InputError:
-        return None
-
-
-def _words(files: Sequence[Path]) -> tuple[str, ...]:
-    return tuple(map(str, files))

@@ -27,6 +27,9 @@ from uxnet.io.checked import as_kind
 from uxnet.io.schemas import Figures, PredictedLine
 from uxnet.records import Record, read_records
 
+OUTPUT_REVISION = "0.1.0"
+"""The version of uxnet since which the same input, models and settings give the same outputs; raised only by one that changes them."""
+
 
 @dataclass(frozen=True)
 class Making:
@@ -35,7 +38,7 @@ class Making:
     models: sha256 of each model file.
     settings: `Settings.deciding()`, as JSON gives it back.
     probabilities: whether they are written, too.
-    version: of uxnet.
+    revision: of the outputs, `OUTPUT_REVISION`.
     table: sha256 of what the values of the label maps mean. It follows from the models; records hold it so that maps that mean
         something else are known beside each other.
     """
@@ -43,18 +46,19 @@ class Making:
     models: tuple[str, ...]
     settings: Mapping[str, Any]
     probabilities: bool
-    version: str
+    revision: str
     table: str = ""
 
     def key(self, inputs: Sequence[str]) -> str:
         """What the outputs of an input are known by; `inputs` are the sha256 of its files, in their order."""
-        told = [self.version, self.models, dict(self.settings), self.probabilities, list(inputs)]
+        told = [self.revision, self.models, dict(self.settings), self.probabilities, list(inputs)]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def record(self) -> Record:
         """Its part of a record."""
         return {
-            "uxnet": self.version,
+            "uxnet": uxnet.__version__,
+            "revision": self.revision,
             "models": list(self.models),
             "settings": dict(self.settings),
             "probabilities": self.probabilities,
@@ -69,8 +73,9 @@ class Making:
             return f"the scan taken {ways[0]}, not {ways[1]}"
         if record.get("models") != list(self.models):
             return "another model"
-        if record.get("uxnet") != self.version:
-            return f"uxnet {record.get('uxnet')}, this is {self.version}"
+        # Before there was a revision, a record's version was it.
+        if record.get("revision", record.get("uxnet")) != self.revision:
+            return f"uxnet {record.get('uxnet')}, whose outputs this version's ({uxnet.__version__}) may differ from"
         if then != now:
             then = then if isinstance(then, dict) else {}
             name = next((key for key in {**now, **then} if then.get(key) != now.get(key)), "")
@@ -90,7 +95,7 @@ def making(models: Sequence[Path], settings: Settings, probabilities: bool, tabl
         OSError: if a model file cannot be read.
     """
     deciding = json.loads(json.dumps(settings.deciding()))
-    return Making(tuple(sha256(path) for path in models), deciding, probabilities, uxnet.__version__, table)
+    return Making(tuple(sha256(path) for path in models), deciding, probabilities, OUTPUT_REVISION, table)
 
 
 def read_ledger(folder: Path, report: Report = silent) -> dict[str, Record]:

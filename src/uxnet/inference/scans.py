@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from uxnet.errors import InputError, UsageError, shortened
-from uxnet.events import Report, Warn, silent
-from uxnet.io import CHANNEL_NAME, case_name, is_nifti
+from uxnet.events import Note, Report, Warn, silent
+from uxnet.io import CHANNEL_NAME, case_name, images_in, unread_format, unread_message
 from uxnet.io.checked import read_as
 from uxnet.io.schemas import ScanTable
-
-_OTHERS = (".dcm", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd")  # images in formats that are not read
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One image to segment: the name of its output and its files, one a channel (or one with all channels)."""
+    """One image to segment: the name of its output and its files, one a channel (or one with all channels).
+
+    problem: why it cannot be segmented, if its files' names say so already; empty for most.
+    """
 
     name: str
     files: tuple[Path, ...]
+    problem: str = ""
 
 
 def find_scans(inputs: Sequence[Path], channels: int, report: Report = silent) -> list[Scan]:
@@ -32,25 +36,18 @@ def find_scans(inputs: Sequence[Path], channels: int, report: Report = silent) -
     every file is a scan, and NAME_0000 is called NAME unless a neighbour's name ends in another such number (case numbers, as in
     amos_0004). A .json file is a manifest: {"name": "file"} or {"name": ["channel 0", "channel 1"]}, its paths relative to it.
 
-    Images of other formats in a folder are warned of.
+    Images in a folder that are of other formats are warned of, and folders below that hold images are named. A scan that lacks a channel,
+    or has one twice, is one that will fail (`Scan.problem`).
 
     Raises:
-        InputError: if a path does not exist, a folder holds no NIfTI file, or channels are missing.
+        InputError: if a path does not exist, or a folder holds no NIfTI file.
         UsageError: if two scans have the same name.
     """
     scans: list[Scan] = []
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            # A link that leads nowhere is a scan, too: one that will fail by name, and not one that nobody misses.
-            found = sorted(p for p in path.iterdir() if is_nifti(p) and not p.is_dir())
-            others = sorted(p.name for p in path.iterdir() if p.name.lower().endswith(_OTHERS))
-            if not found:
-                hint = f"; convert {shortened(others, 3)}, DICOM by dcm2niix for example" if others else ""
-                raise InputError(f"{path}: there is no NIfTI file (.nii, .nii.gz) in this folder{hint}")
-            if others:
-                report(Warn(f"{path}: left out, since only NIfTI is read: {shortened(others, 3)}"))
-            files += found
+            files += _in_folder(path, report)
         elif path.suffix == ".json" and path.is_file():
             scans += _manifest(path)
         elif path.exists():
@@ -67,6 +64,38 @@ def find_scans(inputs: Sequence[Path], channels: int, report: Report = silent) -
             "Rename the inputs or segment them into different folders"
         )
     return scans
+
+
+def unread_images(inputs: Sequence[Path]) -> list[Path]:
+    """The images that lie in the folders among the inputs and that `find_scans` leaves out."""
+    return [path for folder in inputs if folder.is_dir() for path in images_in(folder).unread]
+
+
+def _in_folder(folder: Path, report: Report) -> tuple[Path, ...]:
+    found, below = images_in(folder), _folders_with_images(folder)
+    others = [f"folders below are not looked into, and some hold images ({shortened(below, 3)}); name them, too"] if below else []
+    if not found.read:
+        hints = [*([unread_message(found.unread)] if found.unread else []), *others]
+        raise InputError("; ".join([f"{folder}: there is no NIfTI file (.nii, .nii.gz) in this folder", *hints]))
+    if found.unread:
+        report(Warn(f"{folder}: {len(found.unread)} left out: {unread_message(found.unread)}"))
+    if others:
+        report(Note(f"{folder}: {others[0]}"))
+    return found.read
+
+
+def _folders_with_images(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        below = [folder / entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    return sorted(path.name for path in below if not unread_format(path) and _holds_images(path))
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        found = images_in(folder)
+    except OSError:  # not ours to read
+        return False
+    return bool(found.read or found.unread)
 
 
 def _manifest(path: Path) -> list[Scan]:
@@ -86,25 +115,32 @@ def _by_channels(files: Sequence[Path], channels: int) -> list[Scan]:
         plain = {file: match is None or file.parent in numbered for file, match in matches.items()}
         return [Scan(case_name(f) if plain[f] else case_name(f).removesuffix("_0000"), (f,)) for f in files]
     scans: list[Scan] = []
-    groups: dict[tuple[Path, str], dict[int, Path]] = {}
+    groups: dict[tuple[Path, str], list[tuple[int, Path]]] = {}
     for file in files:
         match = CHANNEL_NAME.fullmatch(case_name(file))
         if match is None:
             scans.append(Scan(case_name(file), (file,)))
-            continue
-        # Each folder is its own: the same name in two of them is two scans, which the caller then sees as a clash.
-        group = groups.setdefault((file.parent, match.group(1)), {})
-        number = int(match.group(2))
-        if number in group:
-            raise InputError(f"{file}: the same channel of the same scan as {group[number]}; give only one of them")
-        group[number] = file
+        else:
+            # Each folder is its own: the same name in two of them is two scans, which the caller then sees as a clash.
+            groups.setdefault((file.parent, match.group(1)), []).append((int(match.group(2)), file))
     for (_, name), group in groups.items():
-        missing = [n for n in range(max(channels, max(group) + 1)) if n not in group]
-        if missing:
-            raise InputError(
-                f"{next(iter(group.values()))}: channel {missing[0]:04d} of the scan {name} is missing beside it, "
-                f"the model takes {channels}. "
-                "If the number is no channel's, name the files of each scan in a manifest (.json)"
-            )
-        scans.append(Scan(name, tuple(file for _, file in sorted(group.items()))))
+        group.sort()
+        scans.append(Scan(name, tuple(file for _, file in group), _wrong_channels(name, group, channels)))
     return scans
+
+
+def _wrong_channels(name: str, group: Sequence[tuple[int, Path]], channels: int) -> str:
+    """What is wrong with the channels of a scan, by their numbers; empty if nothing is."""
+    numbers = [number for number, _ in group]
+    for (number, file), (after, again) in itertools.pairwise(group):
+        if number == after:
+            return f"{again}: the same channel of the same scan as {file}; give only one of them"
+    missing = [n for n in range(max(channels, numbers[-1] + 1)) if n not in numbers]
+    if missing:
+        return (
+            f"{group[0][1]}: channel {missing[0]:04d} of the scan {name} is missing beside it, the model takes {channels}. "
+            "If the number is no channel's, name the files of each scan in a manifest (.json)"
+        )
+    if len(group) > channels:
+        return f"{group[-1][1]}: the scan {name} has {len(group)} channels, the model takes {channels}"
+    return ""

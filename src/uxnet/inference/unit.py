@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from uxnet.errors import Cancelled, UxnetError, VolumeError
+from uxnet.errors import Cancelled, InputError, UxnetError, VolumeError
 from uxnet.events import Event, Kept, Progress, Report, Spent
-from uxnet.inference.ledger import Making, described, is_done
+from uxnet.inference.ledger import Making, described, is_done, read_ledger
 from uxnet.inference.memory import most_held
 from uxnet.inference.scans import Scan
 from uxnet.inference.segment import Ready
@@ -73,6 +73,7 @@ class Unit:
     outputs: the label map and, if asked for, the probabilities, where they are to be; parts: where they are written.
     known: the latest record of this name.
     overwrite: replace what stands there and was made from something else.
+    problem: why it cannot be done, known before anything is read; empty for most.
     """
 
     scan: Scan
@@ -81,6 +82,7 @@ class Unit:
     making: Making
     known: Record | None
     overwrite: bool
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,10 +161,12 @@ def do_scan(desk: Desk, unit: Unit, report: Report) -> Written:
 
 def _done(desk: Desk, unit: Unit, report: Report) -> Written:
     """The straight line of a scan: is it done, read, segment, write."""
+    if unit.problem:
+        raise InputError(unit.problem)
     inputs = [_content(file) for file in unit.scan.files]
-    key = unit.making.key(inputs)
-    if is_done(unit.outputs, unit.known, key, unit.scan.files[0], unit.overwrite) and unit.known is not None:
-        return Written(_outcome(unit, "already", unit.known["figures"]))
+    key, known = unit.making.key(inputs), _latest(unit)
+    if is_done(unit.outputs, known, key, unit.scan.files[0], unit.overwrite) and known is not None:
+        return Written(_outcome(unit, "already", known["figures"]))
 
     watch, peak = _Watch(report), None
     segmenter = desk.segmenter(report)
@@ -184,11 +188,20 @@ def _done(desk: Desk, unit: Unit, report: Report) -> Written:
     figures = {
         "seconds": round(seconds, 3),
         "peak_memory_mb": peak,
-        "windows": watch.windows or None,
+        "windows": watch.windows,
         "keep": ", ".join(watch.keeps),
         "timings": watch.rounded(),
     }
     return Written(_outcome(unit, "done", figures), _record(unit, key, inputs, figures))
+
+
+def _latest(unit: Unit) -> Record | None:
+    """The latest record of the scan, read again where it does not speak of what stands there: another call may have made that since."""
+    told = unit.known["outputs"] if unit.known else {}
+    for path in unit.outputs:
+        if path.is_file() and told.get(path.name, {}).get("bytes") != path.stat().st_size:
+            return read_ledger(path.parent).get(unit.scan.name, unit.known)
+    return unit.known
 
 
 def _outcome(unit: Unit, status: Literal["done", "already"], figures: Mapping[str, Any]) -> Outcome:

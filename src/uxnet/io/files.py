@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, hashed, and read and written as JSON."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from uxnet.errors import InputError, UxnetError
+from uxnet.errors import InputError
+from uxnet.io.parts import clear_parts, part
 
 _DEEPEST = 64
 _TOO_DEEP = f"it is nested more than {_DEEPEST} levels deep"
@@ -24,53 +23,28 @@ def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; on leaving it is synced to disk and takes the place of `path`.
 
     Whoever reads `path` sees the old file or the new one, never a part, whatever moment the process dies at. If the block raises,
-    the temporary file is removed and `path` stays as it was.
+    the temporary file is removed and `path` stays as it was. What processes that died left in the folder is removed (`clear_parts`).
+    The block writes to the path and does not put another file in its place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffixes are kept: writers choose format and compression by them. The leading dot keeps readers of folders away.
+    clear_parts(path.parent)
+    # The suffixes are kept: writers choose format and compression by them.
     suffix = path.name[-len(".nii.gz") :] if path.name.lower().endswith(".nii.gz") else path.suffix
-    temporary = path.with_name(f".{path.name.removesuffix(suffix)}.{secrets.token_hex(4)}.part{suffix}")
-    # As readable as any other file of the user's: the system takes the umask off, which could be asked for only by changing it.
-    try:
-        with temporary.open("xb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error  # whoever reads it knows nothing of the temporary file
-    try:
-        yield temporary
-        temporary.chmod(mode)  # some writers put a file for their owner only in its place
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def alone(lock: Path, otherwise: UxnetError) -> Iterator[None]:
-    """Holds a lock file, which is made if missing, for this block; a process that dies lets go of it.
-
-    Where the system or the disk has no locks, nothing is held. The file stays: were it removed, two could each hold one of its name.
-
-    Raises:
-        UxnetError: `otherwise`, if someone else holds it, even in this process.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise otherwise from error
-        except OSError:
-            pass
-        yield
+            with contextlib.suppress(FileNotFoundError):
+                path.lstat()  # a name that is too long is said before anything is written
+            temporary, file = held.enter_context(part(path.parent, suffix))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # whoever reads it knows nothing of the temporary file
+        try:
+            yield temporary
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -141,7 +115,12 @@ def read_json(path: Path, kind: type[InputError] = InputError) -> dict[str, Any]
     return data
 
 
+def as_json(data: Any, indent: int | None = None) -> bytes:
+    """`data` as JSON in UTF-8; what is no text in it, as in file names of other encodings, stands there escaped and is read back."""
+    return json.dumps(data, indent=indent, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
 def write_json(path: Path, data: Any) -> None:
     """`data` as JSON, whole or not at all."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(as_json(data, indent=1) + b"\n")

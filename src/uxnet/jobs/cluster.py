@@ -15,7 +15,7 @@ from typing import Any
 
 from uxnet.errors import UsageError, UxnetError
 from uxnet.events import Event, Progress, Report
-from uxnet.jobs.unit import Bench, Done, Lost, Reply, Task, dealt
+from uxnet.jobs.unit import Admit, Bench, Done, Lost, Reply, Task, dealt
 
 _KNOCK_SECONDS = 20.0
 
@@ -117,7 +117,15 @@ def _without_usage_statistics() -> Iterator[None]:
 
 
 def ray_shift(
-    ray: Any, task: Task, items: Sequence[Any], report: Report, cluster: Cluster, units: Sequence[int], workers: int, abreast: int
+    ray: Any,
+    task: Task,
+    items: Sequence[Any],
+    report: Report,
+    cluster: Cluster,
+    admit: Admit,
+    units: Sequence[int],
+    workers: int,
+    abreast: int,
 ) -> Done:
     """Does the units of these numbers in actors, see `unit.Shift`. Closing it ends them at once."""
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
@@ -134,9 +142,13 @@ def ray_shift(
         while waiting or running:
             while len(crew) < min(workers, len(waiting) + sum(len(actor.held) > 0 for actor in crew)):
                 crew.append(_Actor(hire(blob), []))
-            for n, actor in dealt(waiting, crew, abreast):
+            refused: list[int] = []
+            for n, actor in dealt(waiting, crew, abreast, admit, refused):
                 actor.held.append(n)
                 running[actor.handle.run.remote(pickle.dumps(items[n]))] = (n, actor)
+            if refused:
+                yield from ((n, Reply()) for n in refused)
+                continue
             for actor in [actor for actor in crew if not actor.held]:
                 # Others may be waiting for its place in the cluster.
                 crew.remove(actor)

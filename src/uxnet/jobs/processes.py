@@ -18,7 +18,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
 from uxnet.events import Event, Report
-from uxnet.jobs.unit import Bench, Done, Lost, Reply, Task, as_defect, dealt
+from uxnet.jobs.unit import Admit, Bench, Done, Lost, Reply, Task, as_defect, dealt
 
 # How long an idle worker may take to end by itself.
 _FAREWELL_SECONDS = 10.0
@@ -33,7 +33,7 @@ class _Worker:
     held: list[int]
 
 
-def process_shift(task: Task, items: Sequence[Any], report: Report, units: Sequence[int], workers: int, abreast: int) -> Done:
+def process_shift(task: Task, items: Sequence[Any], report: Report, admit: Admit, units: Sequence[int], workers: int, abreast: int) -> Done:
     """Does the units of these numbers in processes, see `unit.Shift`. Closing it ends the processes at once."""
     # A fresh interpreter for each worker: forking a process whose libraries have threads can hang it.
     context, blob = multiprocessing.get_context("spawn"), pickle.dumps(task)
@@ -42,11 +42,15 @@ def process_shift(task: Task, items: Sequence[Any], report: Report, units: Seque
         while waiting or any(worker.held for worker in crew):
             while len(crew) < min(workers, len(waiting) + sum(len(worker.held) > 0 for worker in crew)):
                 crew.append(_hire(context, blob, abreast))
-            for n, worker in dealt(waiting, crew, abreast):
+            refused: list[int] = []
+            for n, worker in dealt(waiting, crew, abreast, admit, refused):
                 worker.held.append(n)
                 # Who died meanwhile is noticed below.
                 with contextlib.suppress(OSError):
                     worker.pipe.send((n, pickle.dumps(items[n])))
+            if refused:
+                yield from ((n, Reply()) for n in refused)
+                continue
             ready = wait([worker.pipe for worker in crew])
             for worker in [worker for worker in crew if worker.pipe in ready]:
                 try:

@@ -24,7 +24,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of a unit: its result, what is wrong with its item, or what is wrong with the code."""
+    """What became of a unit: its result, what is wrong with its item, or what is wrong with the code; nothing if it might not begin."""
 
     result: Any = None
     error: Exception | None = None
@@ -100,9 +100,17 @@ Shift = Callable[[Sequence[int], int, int], Done]
 """Does the units of these numbers with so many workers, so many abreast. What a worker died over is not tried again."""
 
 
-def dealt(waiting: deque[int], crew: Sequence[Any], abreast: int) -> Iterator[tuple[int, Any]]:
-    """Who gets which unit next: nobody gets a second one while another has none."""
+Admit = Callable[[int], bool]
+"""Whether a unit may begin, asked in the caller's process right before it is given to a worker."""
+
+
+def dealt(waiting: deque[int], crew: Sequence[Any], abreast: int, admit: Admit, refused: list[int]) -> Iterator[tuple[int, Any]]:
+    """Who gets which unit next: nobody gets a second one while another has none. Those that may not begin are added to `refused`."""
     for depth in range(1, abreast + 1):
         for worker in crew:
-            if waiting and len(worker.held) < depth:
-                yield waiting.popleft(), worker
+            while waiting and len(worker.held) < depth:
+                n = waiting.popleft()
+                if admit(n):
+                    yield n, worker
+                else:
+                    refused.append(n)

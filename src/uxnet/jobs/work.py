@@ -37,6 +37,11 @@ class Finished(Generic[Item, Result]):
     error: Exception | None
 
 
+def always(item: Any) -> bool:
+    """The `admit` of units that may begin whenever there is a worker for them."""
+    return True
+
+
 @overload
 def work(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int
@@ -53,6 +58,7 @@ def work(
     report: Report = silent,
     abreast: int = 1,
     cluster: Cluster | None = None,
+    admit: Callable[[Item], bool] = always,
 ) -> Generator[Finished[Item, Result], None, None]: ...
 
 
@@ -65,6 +71,7 @@ def work(
     report: Report = silent,
     abreast: int = 1,
     cluster: Cluster | None = None,
+    admit: Callable[[Any], bool] = always,
 ) -> Generator[Finished[Any, Any], None, None]:
     """Runs `function` on every item and yields each as it finishes.
 
@@ -81,6 +88,8 @@ def work(
         abreast: units that a process has in hand at a time, each in a thread of its own, so that one can read or write while another
             computes; what may not happen side by side the state must keep apart. In this process units run one after the other.
         cluster: work there instead of in processes of this machine.
+        admit: asked in this process right before an item is begun; where it says no, the item is left, and comes back with neither
+            result nor error. Of an item that is tried once more it is asked again.
 
     Yields:
         One `Finished` an item. UxnetErrors and OSErrors are what can be wrong with an item, and come back in it; any other
@@ -92,13 +101,19 @@ def work(
     if not items:
         return
     task = Task(functools.partial(stateless, function), nothing) if start is None else Task(function, start)
+
+    def admitted(n: int) -> bool:
+        return admit(items[n])
+
     if cluster is not None:
         with connected(cluster) as ray:
-            yield from _with_second_chance(functools.partial(ray_shift, ray, task, items, report, cluster), items, workers, abreast)
+            yield from _with_second_chance(
+                functools.partial(ray_shift, ray, task, items, report, cluster, admitted), items, workers, abreast
+            )
     elif workers == 0 or (start is None and (workers <= 1 or len(items) == 1)):
-        yield from _here(task, items, report)
+        yield from _here(task, items, report, admit)
     else:
-        yield from _with_second_chance(functools.partial(process_shift, task, items, report), items, workers, abreast)
+        yield from _with_second_chance(functools.partial(process_shift, task, items, report, admitted), items, workers, abreast)
 
 
 def shard(items: Sequence[Item], which: str) -> list[Item]:
@@ -117,11 +132,11 @@ def shard(items: Sequence[Item], which: str) -> list[Item]:
     return list(items[part - 1 :: parts])
 
 
-def _here(task: Task, items: Sequence[Any], report: Report) -> Iterator[Finished[Any, Any]]:
+def _here(task: Task, items: Sequence[Any], report: Report, admit: Callable[[Any], bool]) -> Iterator[Finished[Any, Any]]:
     state = task.start(report)
     for item in items:
         try:
-            finished = Finished(item, task.function(state, item, report), None)
+            finished = Finished(item, task.function(state, item, report) if admit(item) else None, None)
         except Cancelled:
             raise
         except (UxnetError, OSError) as error:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -26,6 +25,7 @@ from uxnet.errors import CheckpointError
 from uxnet.io import atomic
 from uxnet.io.checked import as_kind
 from uxnet.training.engine import TrainingEngine
+from uxnet.training.tensor_file import save_file
 
 _SCHEMA = 2
 
@@ -192,11 +192,10 @@ def _save_first(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     own = {key: value.to_local() if isinstance(value, DTensor) else value for key, value in tensors.items()}
-    contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in own.items()}
     try:
         with atomic(path) as temporary:
-            save_file(contiguous, temporary, metadata={"uxnet": json.dumps(header)})
-    except (OSError, SafetensorError) as error:
+            save_file(own, temporary, metadata={"uxnet": json.dumps(header)})
+    except OSError as error:
         raise CheckpointError(f"{path}: the checkpoint could not be written ({error}); the one before it is untouched") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -360,6 +361,8 @@ def _begin(out: Path, recipe: Recipe, resume: bool, report: Report) -> None:
             for own in (".*.part*", "checkpoints/.*.part*", "pictures/.*.part*", "labels/.*.part*"):
                 for part in folder.glob(own):
                     part.unlink(missing_ok=True)
+            for scratch in folder.glob(".budget.*"):
+                shutil.rmtree(scratch, ignore_errors=True)
         return
     if resume:
         report(Note(f"{out}: nothing to resume there, a new run is started"))
