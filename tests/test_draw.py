@@ -7,10 +7,26 @@ from subprocess import run
 import numpy as np
 import pytest
 
-from uxnet.draw import Row, best_slice, boxes, comparison_figure, curves, edge_letters, one_slice, robust_limits, slice_picture
+from uxnet.draw import (
+    BandPanel,
+    Row,
+    ZoomedRow,
+    bands,
+    best_slice,
+    boxes,
+    comparison_figure,
+    curves,
+    edge_letters,
+    one_slice,
+    robust_limits,
+    slice_picture,
+    zoomed_figure,
+)
+from uxnet.draw.page import text_inch, wrapped
 from uxnet.errors import InputError
 from uxnet.geometry import Geometry, axis_order
 from uxnet.labels import Label, Labels
+from uxnet.training import showing
 from uxnet.volume import Volume
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -226,3 +242,80 @@ def test_drawing_needs_no_pyplot_and_importing_it_no_matplotlib():
     code = "import sys, uxnet.draw; print('matplotlib' in sys.modules, 'torch' in sys.modules)"
     answer = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["False", "False"]
+
+
+# ---- whatever stands on a page lies on it
+
+LONG = "sub-0123_ses-preoperative_acq-highres_rec-norm_T1w_case_number_7"
+SENTENCE = "a title, note or name that has much more to say about itself than one line of a page can ever hold " * 2
+
+
+@pytest.fixture
+def on_the_page(monkeypatch):
+    """Every picture that is saved is looked at: texts inside of it, and the legend of a page of cases clear of its panels and note."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    saved = []
+
+    def look(figure, *args, **kwargs):
+        figure.set_dpi(kwargs["dpi"])
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        renderer, page = canvas.get_renderer(), figure.bbox
+        legends = [legend.get_window_extent(renderer) for legend in figure.legends]
+        texts = [text.get_window_extent(renderer) for text in figure.texts]
+        drawn = [axes.get_tightbbox(renderer) for axes in figure.axes]  # with the names of axes, ticks and curves
+        for box in (*texts, *drawn, *legends):
+            assert box.x0 > -1, f"{box} of {page}"
+            assert box.y0 > -1, f"{box} of {page}"
+            assert box.x1 < page.x1 + 1, f"{box} of {page}"
+            assert box.y1 < page.y1 + 1, f"{box} of {page}"
+        for legend in legends:
+            assert not any(legend.overlaps(box) for box in (*drawn, *texts))
+        saved.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    return saved
+
+
+@pytest.mark.parametrize(("name", "title", "classes"), [("c0", "", 1), (LONG, SENTENCE, 15), (LONG + LONG, SENTENCE, 2)])
+def test_no_text_is_cut_off_however_long_it_is(tmp_path, on_the_page, name, title, classes):
+    labels = Labels(tuple(Label(f"{SENTENCE[:20] if k % 3 else LONG} {k}", k) for k in range(1, classes + 1)))
+    one = _stored(np.ones((12, 12, 12), dtype=np.uint8), "RAS")
+    image = one.with_array(one.array.astype(np.float32))
+    row = Row(name, image, (one, None), ("", "no class to score"))
+    comparison_figure(tmp_path / "a.png", [row] * 2, labels, title=title, note=title, dpi=90)
+    zoomed = ZoomedRow(name, image, (one, one), ("", "no class counts"))
+    zoomed_figure(tmp_path / "a.png", [zoomed] * 2, labels, columns=("ground truth", name), title=title, note=title, dpi=90)
+    scores = {label.name: [(1, 0.5), (2, 0.6)] for label in labels.foreground}
+    curves(tmp_path / "a.png", losses=[(1, 1.0), (2, 0.5)], scores=scores, title=title, rates=[(1, 0.1)], seconds=[(1, 60), (2, 120)])
+    boxes(tmp_path / "a.png", {f"{name} {n}": [0.5, 0.7] for n in range(classes)}, title)
+    bands(tmp_path / "a.png", [BandPanel(name, {name: [[(1, 0.5), (2, 0.6)]]})] * 2, title=title, note=title)
+    assert len(on_the_page) == 5
+
+
+def test_a_structure_has_one_colour_in_pictures_and_curves(tmp_path, monkeypatch):
+    """Of lines on white it is darker where it is too light to be seen there, in the same hue."""
+    labels = Labels(tuple(Label(f"class {n}", n) for n in range(1, 14)), colours=(("class 2", (255, 255, 255)),))
+    drawn = {}
+    monkeypatch.setattr(showing, "curves", lambda _, **given: drawn.update(given["colours"]))
+    showing.draw_curves(tmp_path / "a.png", [], "run", labels)
+    assert list(drawn) == list(labels.classes)
+    for name, colour in drawn.items():
+        own = np.array(labels.colour(name))
+        line = np.array([int(colour[n : n + 2], 16) for n in (1, 3, 5)])
+        assert own / own.max() == pytest.approx(line / line.max(), abs=0.02)
+        assert (line <= own).all()
+        assert line.sum() < 700
+    assert drawn["class 1"] == "#e69f00"
+
+
+def test_lines_are_broken_between_words_and_within_long_ones():
+    assert wrapped("", 1, 8) == [""]
+    assert wrapped("one two\nthree", 10, 8) == ["one two", "three"]
+    lines = wrapped(f"{SENTENCE}{LONG} {'x' * 300}", 2, 8)
+    assert "".join(lines).replace(" ", "") == f"{SENTENCE}{LONG}{'x' * 300}".replace(" ", "")
+    assert max(text_inch(line, 8) for line in lines) <= 2
+    assert any(line.endswith(("_", "-")) for line in lines)
+    assert wrapped("xyz", 0.001, 8) == ["x", "y", "z"]

@@ -134,6 +134,20 @@ def test_what_all_networks_do_alike_does_not_count():
     assert most_different(_stored(_truth()), [_stored(one)]).index == 3
 
 
+def test_no_slice_without_ground_truth_is_picked_nor_one_with_its_tip():
+    """However much the networks make up beyond the structure."""
+    truth = _truth()
+    truth[4:20, 4:20, 6] = 0
+    truth[10, 10, 6] = 1  # the tip
+    one, other = truth.copy(), truth.copy()
+    one[:, :, 0], one[:, :, 6] = 2, 2
+    for there in (other, None):
+        maps = [_stored(one)] + ([] if there is None else [_stored(there)])
+        assert most_different(_stored(truth), maps).index == 2
+    other[5, 5, 4] = 0
+    assert most_different(_stored(truth), [_stored(one), _stored(other)]).index == 4
+
+
 def test_networks_that_agree_still_get_a_box():
     spot = most_different(_stored(_truth()), [_stored(_truth())] * 2)
     assert spot.index == 2

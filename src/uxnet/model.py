@@ -44,6 +44,7 @@ from uxnet.labels import Labels, labels_from_dict
 from uxnet.recipe import Recipe, recipe_from_dict, recipe_to_dict
 
 SCHEMA = 1
+_DIGEST = 16  # hexadecimal digits: by chance no two of a billion label maps share them
 _ENGINE = "openvino"  # the only one that has variants
 Weights = Mapping[str, NDArray[Any]]
 
@@ -144,33 +145,73 @@ def reordered(theirs: Sequence[str], ours: Sequence[str]) -> bool:
 def seen_by(models: Iterable[Model]) -> list[dict[str, Any]]:
     """The cases whose labels had a part in models' weights, their own and those of what they began with or learnt from, by dataset.
 
-    Cases that only validated have none. Each dataset has its name, the fingerprint of what it holds, and the names of the cases.
+    Cases that only validated have none. Each dataset has its name, the fingerprint of what it holds, the names of the cases and, where
+    the model knows them, digests of their label maps (`label_map_digests`).
     """
-    found: dict[tuple[str | None, str | None], set[str]] = {}
+    found: dict[tuple[str | None, str | None], tuple[set[str], set[str]]] = {}
     for model in models:
         dataset, split = model.provenance.get("dataset", {}), model.provenance.get("split", {})
-        own = {"dataset": dataset.get("name"), "fingerprint": dataset.get("fingerprint", {}).get("sha256"), "cases": split.get("train", ())}
+        own = {
+            "dataset": dataset.get("name"),
+            "fingerprint": dataset.get("fingerprint", {}).get("sha256"),
+            "cases": split.get("train", ()),
+            "label_maps": split.get("train_label_maps", ()),
+        }
         for part in (own, *model.provenance.get("seen", ())):
-            found.setdefault((part["dataset"], part["fingerprint"]), set()).update(part["cases"])
-    return [{"dataset": name, "fingerprint": sha256, "cases": sorted(cases)} for (name, sha256), cases in found.items() if cases]
+            cases, label_maps = found.setdefault((part["dataset"], part["fingerprint"]), (set(), set()))
+            cases.update(part["cases"])
+            label_maps.update(part.get("label_maps", ()))
+    return [
+        {"dataset": name, "fingerprint": sha256, "cases": sorted(cases), **({"label_maps": sorted(label_maps)} if label_maps else {})}
+        for (name, sha256), (cases, label_maps) in found.items()
+        if cases
+    ]
+
+
+def label_map_digests(hashes: Iterable[str]) -> list[str]:
+    """What a model remembers of its cases' label maps, so that they are known under other names: the beginnings of their sha256."""
+    return sorted({sha256[:_DIGEST] for sha256 in hashes if sha256})
 
 
 def cases_seen(model: Model, dataset: str | None, fingerprint: str | None = None) -> set[str]:
     """The cases of a dataset, known by its name or by what it holds, that had a part in a model's weights, as far as the model says."""
-    same = (p for p in seen_by([model]) if (dataset and p["dataset"] == dataset) or (fingerprint and p["fingerprint"] == fingerprint))
-    return {name for part in same for name in part["cases"]}
+    return cases_among(seen_by([model]), dataset, fingerprint)
 
 
-def warn_of_leaks(models: Iterable[Model], held_out: Iterable[str], dataset: str, fingerprint: str, report: Report) -> None:
+def cases_among(
+    seen: Iterable[Mapping[str, Any]], dataset: str | None, fingerprint: str | None = None, label_maps: Mapping[str, str] | None = None
+) -> set[str]:
+    """The cases of a dataset that are among those that `seen_by` gave.
+
+    Args:
+        dataset, fingerprint: the dataset's name, and the hash of what it holds; either is enough.
+        label_maps: case -> sha256 of its label map's voxels: these cases are known whatever they and their dataset are called.
+    """
+    parts = list(seen)
+    same = (p for p in parts if (dataset and p["dataset"] == dataset) or (fingerprint and p["fingerprint"] == fingerprint))
+    known = {digest for part in parts for digest in part.get("label_maps", ())}
+    renamed = {case for case, sha256 in (label_maps or {}).items() if sha256[:_DIGEST] in known}
+    return {name for part in same for name in part["cases"]} | renamed
+
+
+def warn_of_leaks(
+    models: Iterable[Model],
+    held_out: Iterable[str],
+    dataset: str,
+    fingerprint: str,
+    report: Report,
+    label_maps: Mapping[str, str] | None = None,
+) -> None:
     """Warns of models to begin with or to learn from that have seen cases by which the outcome is judged.
 
     Args:
         held_out: the cases by which it is judged.
         dataset, fingerprint: the name of their dataset and the hash of what it holds.
+        label_maps: case -> sha256 of its label map's voxels.
     """
     judged = set(held_out)
     for model in models:
-        if seen := sorted(judged & cases_seen(model, dataset, fingerprint)):
+        if seen := sorted(judged & cases_among(seen_by([model]), dataset, fingerprint, label_maps)):
             which = f"{len(seen)} of the {len(judged)} cases that are held out here ({shortened(seen, 3)})"
             report(Warn(f"{model.path.name} was trained on {which}: what it learnt of them goes on, and the scores will be too good"))
 

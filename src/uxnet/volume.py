@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,12 @@ class Volume:
         few = self.array[:, ::8, ::8, ::8]  # most channels are told by these
         some = [c for c in range(self.channels) if few[c].min() == few[c].max()]
         return [c for c in some if self.array[c].min() == self.array[c].max()]
+
+    def sha256(self) -> str:
+        """A hash of the voxels, their type and the array's shape; not of the grid."""
+        digest = hashlib.sha256(f"{self.array.dtype.str} {self.array.shape}".encode())
+        digest.update(np.ascontiguousarray(self.array).data)
+        return digest.hexdigest()
 
     @property
     def name(self) -> str:

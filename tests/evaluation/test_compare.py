@@ -317,10 +317,10 @@ def record(name, fold, cases, **more):
     return {key: value for key, value in made.items() if key not in ("precision", "threads", "machine", "versions", "curve")} | more
 
 
-def evaluated(cases, failures=()):
+def evaluated(cases, failures=(), **more):
     """A file of uxnet evaluate."""
     rows = [{"case": c, "classes": {"a": dict.fromkeys(METRICS, v)}} for c, v in cases.items()]
-    return {"settings": {"tolerance_mm": 1.0, "empty": "skip"}, "classes": {"a": {}}, "cases": rows, "failures": list(failures)}
+    return {"settings": {"tolerance_mm": 1.0, "empty": "skip"}, "classes": {"a": {}}, "cases": rows, "failures": list(failures)} | more
 
 
 def write(path, data):
@@ -403,6 +403,33 @@ def test_records_that_do_not_fit_are_refused(tmp_path, second, words):
     write(tmp_path / "records" / "uxnet-fold1.json", second)
     with pytest.raises(InputError, match=words):
         read_scores([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda data: data["cases"][1]["classes"]["a"].update(dice=math.nan), "a.dice is not a finite number"),
+        (lambda data: data["cases"][1]["classes"]["a"].update(hd95_mm=math.inf), "a.hd95_mm is not a finite number"),
+        (lambda data: data["cases"][1]["classes"]["a"].update(reference_ml=-math.inf), "a.reference_ml is not a finite number"),
+        (lambda data: data.get("evaluation", data.get("settings")).update(tolerance_mm=math.nan), "tolerance_mm is not a finite number"),
+        (lambda data: data["cases"][1]["classes"]["a"].update(nsd=1.5), "p2 has 1.5 as nsd of a"),
+        (lambda data: data["cases"][1]["classes"]["a"].update(hd95_mm=-1), "p2 has -1 as hd95_mm of a"),
+    ],
+)
+def test_numbers_that_are_no_scores_are_refused_by_place(tmp_path, change, words):
+    for name, data in (("a.json", evaluated({"p1": 0.5, "p2": 0.5})), ("uxnet-fold0.json", record("uxnet", 0, {"p1": 0.5, "p2": 0.5}))):
+        read_scores([write(tmp_path / name, data)])
+        change(data)
+        with pytest.raises(InputError, match=f"{name}.*{words}"):
+            read_scores([write(tmp_path / name, data)])
+
+
+def test_cases_of_the_training_are_said(tmp_path):
+    write(tmp_path / "a.json", evaluated({"p1": 0.5, "p2": 0.5}, cases_seen_in_training=["p2", "p3", 4]))
+    write(tmp_path / "b.json", evaluated({"p1": 0.5, "p2": 0.5}, cases_seen_in_training=7))
+    notes = compare(read_scores([tmp_path / "a.json", tmp_path / "b.json"])).notes
+    assert "a was trained on 1 of the 2 cases (p2): its scores do not say how good it is on others." in notes
+    assert not any("b was trained" in note for note in notes)
 
 
 def test_no_records_are_refused(tmp_path):

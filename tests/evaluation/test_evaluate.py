@@ -2,10 +2,12 @@
 
 import csv
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from commands import run, scan
 
 from uxnet.cli.evaluate import run as evaluate
 from uxnet.errors import Cancelled, DatasetError, InputError, LabelsError, UsageError
@@ -21,8 +23,9 @@ from uxnet.evaluation import (
 )
 from uxnet.events import Note, Progress, Warn
 from uxnet.geometry import Geometry
-from uxnet.io import write_image, write_json, write_labels
+from uxnet.io import read_labels, write_image, write_json, write_labels
 from uxnet.labels import Label, Labels
+from uxnet.model import read_model, read_weights, write_model
 from uxnet.volume import Volume
 
 SHAPE = (10, 12, 8)
@@ -57,6 +60,12 @@ def folders(tmp_path):
     save(reference / "e.nii.gz", kidney(2, False))
     save(predicted / "e.nii.gz", kidney(2, True))
     return predicted, reference
+
+
+def with_provenance(model, path, provenance):
+    """A copy of a model that came from elsewhere."""
+    given = read_model(model)
+    write_model(path, [read_weights(given)], recipe=given.recipe, labels=given.labels, channels=given.channels, provenance=provenance)
 
 
 def collect(events):
@@ -104,6 +113,19 @@ def test_empty_counts_as_one(folders):
     assert cysts.dice.n == cysts.hd95_mm.n == cysts.nsd.n == 5
     c = next(case for case in evaluation.cases if case.name == "c")
     assert (c.classes[1].dice, c.classes[1].hd95_mm, c.classes[1].nsd) == (1, 0, 1)
+
+
+def test_a_class_that_no_reference_shows_has_no_score_and_its_false_positives_are_counted(folders):
+    predicted, reference = folders[0] / "e.nii.gz", folders[1] / "e.nii.gz"
+    events = []
+    evaluation = evaluate_files(predicted, reference, labels=folders[1].parent / "dataset.json", report=events.append)
+    kidneys, cysts = evaluation.classes()
+    assert (cysts.dice.n, cysts.dice.interval.mean, cysts.nsd.n, cysts.false_positives) == (0, None, 0, 1)
+    assert evaluation.overall().dice.interval.mean == kidneys.dice.interval.mean == evaluation.cases[0].mean("dice")
+    assert any(isinstance(e, Warn) and "cyst: no reference shows it" in e.message and "in 1 case" in e.message for e in events)
+    # Who says that absence counts wants it scored: found falsely it is wrong, in HD95, too.
+    cysts = evaluate_files(predicted, reference, empty="one").classes()[1]
+    assert (cysts.dice.interval.mean, cysts.hd95_mm.n) == (0, 1)
 
 
 def test_worst_cases(folders):
@@ -200,6 +222,83 @@ def test_paths_that_lead_nowhere(folders, tmp_path):
             find_pairs(*pair)
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "says"),
+    [
+        ("{}", "{}_seg", "rename the references: without '_seg' the names match"),
+        ("sub-{}_pred", "sub-{}", "rename the predictions: without '_pred' the names match"),
+        ("{}", "lab_{}", "rename the references: without 'lab_' the names match"),
+        ("{}_a", "{}_b", "a prediction and its reference need the same name"),
+    ],
+)
+def test_names_that_do_not_match_are_shown_from_both_sides(tmp_path, ours, theirs, says):
+    for folder, name in (("pred", ours), ("ref", theirs)):
+        for case in ("c0", "c1", "c2", "c3"):
+            save(tmp_path / folder / f"{name.format(case)}.nii.gz", kidney())
+    for only_predicted in (False, True):
+        with pytest.raises(InputError) as refused:
+            find_pairs(tmp_path / "pred", tmp_path / "ref", only_predicted=only_predicted)
+        assert all(
+            f"{name.format('c0')}, {name.format('c1')}, {name.format('c2')} and 1 more" in str(refused.value) for name in (ours, theirs)
+        )
+        assert str(refused.value).endswith(says)
+
+
+def test_predictions_of_some_references(folders, tmp_path, capsys):
+    """Of one fold, or of whatever was predicted so far: the others are told in one line, and are no failures where that is said."""
+    predicted, reference = folders
+    for name in ("a.nii.gz", "c.nii.gz", "d.nii"):
+        (predicted / name).unlink()
+    assert run("evaluate", *folders) == 1
+    shown = capsys.readouterr().out
+    assert "3 of 5 references have no prediction: a, c, d\n" in shown
+    assert shown.count("failed:") == 1
+    assert run("evaluate", *folders, "--only-predicted", "-o", tmp_path / "m.json") == 0
+    assert "2 of 2 cases evaluated; 3 references without a prediction left out" in capsys.readouterr().out
+    assert json.loads((tmp_path / "m.json").read_text())["references_left_out"] == ["a", "c", "d"]
+    folds = [
+        {"train": ["a"], "validation": ["d"], "test": ["b", "e"]},
+        {"train": ["a"], "validation": ["b", "c"]},
+        {"train": ["a"], "validation": ["x", "e"]},
+    ]
+    write_json(tmp_path / "split.json", {"folds": folds})
+    split = ["--split", tmp_path / "split.json"]
+    assert run("evaluate", *folders, "--fold", 0, *split) == 0
+    assert "2 of 2 cases evaluated" in capsys.readouterr().out
+    for fold, says in ((1, "c.nii.gz: there is no prediction for this reference"), (2, "x: there is neither a prediction in")):
+        assert run("evaluate", *folders, "--fold", fold, *split) == 1
+        assert says in capsys.readouterr().out.replace("\n", "")
+        assert run("evaluate", *folders, "--fold", fold, *split, "--only-predicted") == 0
+        assert "1 of 1 case evaluated; 1 reference without" in capsys.readouterr().out
+    for wrong in (["--fold", 0], split, ["--fold", 3, *split]):
+        assert run("evaluate", *folders, *wrong) == 2
+    assert run("evaluate", predicted / "b.nii.gz", reference, "--fold", 0, *split) == 2
+
+
+def test_images_of_other_formats_are_never_passed_over(folders):
+    predicted, reference = folders
+    (predicted / "b.nii.gz").rename(predicted / "b.nrrd")
+    (reference / "c.nii.gz").rename(reference / "c.nii.bz2")
+    (reference / "overview.tif").write_bytes(b"")
+    (reference / "d.nii").mkdir()
+    save(predicted / "x.nii.gz", kidney())
+    for part in ("x.hdr", "x.img"):
+        (reference / part).write_bytes(b"")
+    events = []
+    evaluation = evaluate_files(*folders, report=events.append)
+    assert [case.name for case in evaluation.cases] == ["a", "d", "e"]
+    messages = {failure.name: failure.message for failure in evaluation.failures}
+    assert list(messages) == ["b", "c", "x"]
+    for name, words in {"b": "b.nrrd (NRRD)", "c": "c.nii.bz2 (compressed NIfTI)", "x": "x.hdr (NIfTI or Analyze pair), x.img"}.items():
+        assert words in messages[name]
+    warned = [event.message for event in events if isinstance(event, Warn)]
+    assert any("overview.tif (TIFF)" in message for message in warned)
+    for path in predicted.iterdir():
+        path.rename(path.with_suffix(".mgz"))
+    with pytest.raises(InputError, match=r"no NIfTI file .*\.mgz \(FreeSurfer\).* convert them"):
+        evaluate_files(*folders)
+
+
 def test_labels_from_values_where_nothing_says_more(folders, tmp_path):
     (tmp_path / "data" / "dataset.json").unlink()
     events = []
@@ -230,6 +329,8 @@ def test_predictions_with_other_names_for_the_values_are_refused(folders):
 def test_references_without_labels_say_so(tmp_path):
     with pytest.raises(LabelsError, match="nothing to evaluate"):
         labels_from_values([save(tmp_path / "x.nii", np.zeros(SHAPE, np.uint8)), tmp_path / "missing.nii"])
+    with pytest.raises(LabelsError, match=r"no reference can be read.*missing\.nii"):
+        labels_from_values([tmp_path / "missing.nii"])
 
 
 def test_labels_files(tmp_path):
@@ -305,6 +406,54 @@ def test_cases_that_the_model_was_trained_on_are_counted(folders, tiny_model, tm
     assert "was trained on 1 of these 5 cases (a): their scores do not say how good it is on others" in warning
     write_json(folders[0] / "predict.json", {"models": "none"})
     assert warnings() == []
+
+
+def test_cases_of_the_training_are_known_wherever_evaluate_is_called_and_whatever_they_are_called(tiny_model, tmp_path, monkeypatch):
+    """The model lies at a relative path, is moved, and is gone: what it has seen stands in predict.json, or in the file of its content."""
+    labels = Labels((Label("bright", 1), Label("dark", 300)))
+    for name, value in (("a", 1), ("b", 300)):
+        scan(tmp_path / "lab" / "scans" / f"{name}.nii.gz", (12, 12, 12))
+        array = np.zeros((1, 12, 12, 12), np.uint16)
+        array[0, :4, :4, :4] = value
+        geometry = Geometry((12, 12, 12), np.diag([-1.5, 1, 2, 1]))
+        write_labels(tmp_path / "refs" / "labelsTr" / f"{name}.nii.gz", Volume(array, geometry))
+    write_json(tmp_path / "refs" / "dataset.json", labels.to_dict() | {"name": "Tiny"})
+    model = tmp_path / "lab" / "models" / "mine.uxnet"
+    digest = read_labels(tmp_path / "refs" / "labelsTr" / "b.nii.gz").sha256()
+    model.parent.mkdir()
+    with_provenance(tiny_model(), model, {"dataset": {"name": "Tiny"}, "split": {"train": ["a"], "train_label_maps": [digest[:16]]}})
+    monkeypatch.chdir(tmp_path / "lab")
+    assert run("predict", "models/mine.uxnet", "scans", "-o", "out", "--threads", "1") == 0
+    monkeypatch.chdir(tmp_path)
+
+    def seen(predicted="lab/out", reference="refs/labelsTr"):
+        events = []
+        evaluation = evaluate_files(Path(predicted), Path(reference), report=events.append)
+        warned = [event.message for event in events if isinstance(event, Warn) and "was trained on" in event.message]
+        assert all(f"mine.uxnet was trained on {len(evaluation.seen)} of these 2 cases" in message for message in warned)
+        assert len(warned) == bool(evaluation.seen)
+        return evaluation.seen
+
+    assert seen() == ("a", "b")  # a by its name, b by its label map
+    told = json.loads((tmp_path / "lab" / "out" / "predict.json").read_text())
+    del told["models"][0]["seen"]  # as earlier versions wrote it
+    write_json(tmp_path / "lab" / "out" / "predict.json", told)
+    assert seen() == ("a", "b")
+    other = tmp_path / "lab" / "models" / "other.uxnet"
+    model.rename(other)
+    assert seen() == ()
+    with_provenance(other, model, {"dataset": {"name": "Tiny"}, "split": {"train": ["a"]}})
+    assert seen() == ()  # another model where it was
+    for strange in (
+        5,
+        [5],
+        [{"file": 5}],
+        [{"file": "x\0", "sha256": 7}],
+        [{"file": "y" * 300, "sha256": "0", "seen": {}}],
+        [{"file": "z", "seen": [{"cases": 3}]}],
+    ):
+        write_json(tmp_path / "lab" / "out" / "predict.json", told | {"models": strange})
+        assert seen() == ()
 
 
 def test_a_narrow_terminal_keeps_the_names_of_classes(folders, capsys, monkeypatch):

@@ -7,19 +7,24 @@ import pytest
 import torch
 
 from uxnet.dataset.cache import CachedCase
+from uxnet.dataset.manifest import Case
 from uxnet.errors import Cancelled, DatasetError, Preempted, RecipeError, TrainingError
 from uxnet.events import Note, Progress, Warn
+from uxnet.geometry import Geometry
+from uxnet.io import write_labels
 from uxnet.labels import Label, Labels
 from uxnet.networks.build import build
 from uxnet.recipe import Optimiser, Schedule
 from uxnet.records import read_records
 from uxnet.training import loop
+from uxnet.training import validate as validate_module
 from uxnet.training.checkpoint import _load_parts
 from uxnet.training.engine import TrainingEngine
 from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss
 from uxnet.training.showing import draw_curves
 from uxnet.training.validate import Validation
+from uxnet.volume import Volume
 
 LABELS = Labels((Label("a", 1), Label("b", 2)))
 
@@ -331,6 +336,29 @@ def test_the_mean_of_a_validation_is_over_what_counts():
     assert scores.classes == {"a": 0.5, "b": 0.5}
     assert scores.mean == pytest.approx((1.0 + 0.25) / 2)
     assert Validation({}).mean is None
+
+
+def test_a_class_that_no_validation_case_shows_has_no_score(tmp_path, monkeypatch):
+    """However much of it is predicted; one that some case shows, perhaps of another process, counts where it is found falsely."""
+    labels, geometry = Labels((Label("a", 1), Label("b", 2), Label("c", 3))), Geometry((4, 4, 4), np.eye(4))
+    cases = []
+    for name, values in (("x", [1]), ("y", [1, 3])):
+        array = np.zeros((1, 4, 4, 4), np.uint8)
+        array[0, 0, 0, : len(values)] = values
+        write_labels(tmp_path / f"{name}.nii.gz", Volume(array, geometry))
+        cases.append(Case(name, (tmp_path / f"{name}.nii.gz",), tmp_path / f"{name}.nii.gz", name))
+    found = np.zeros((1, 4, 4, 4), np.uint8)
+    found[0, 0, 0, :3] = (1, 2, 3)
+    monkeypatch.setattr(validate_module, "segment", lambda *_: Volume(found, geometry))
+
+    def of(*chosen):
+        return validate_module.validate(chosen, (), (), labels)
+
+    alone = {"a": 1.0, "b": None, "c": None}
+    assert of(cases[0]).to_dict() == {"dice": 1.0, "classes": alone, "cases": {"x": alone}}
+    both = {"x": {"a": 1.0, "b": None, "c": 0.0}, "y": {"a": 1.0, "b": None, "c": 0.0}}
+    for validation in (of(*cases), validate_module.joined([of(cases[1]), of(), of(cases[0])], ["x", "y"])):
+        assert validation.to_dict() == {"dice": 0.5, "classes": {"a": 1.0, "b": None, "c": 0.0}, "cases": both}
 
 
 def test_a_step_that_does_not_fit_into_memory_says_what_to_do(run, monkeypatch):

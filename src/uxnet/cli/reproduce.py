@@ -153,8 +153,8 @@ def show(console: Console, table: PaperTable) -> None:
     """Prints the sections of a table, its notes and its footnotes."""
     console.print(f"{table.title}\n", style="bold", highlight=False, markup=False)
     for section in table.sections:
-        for part in _parts(section, console.width):
-            console.print(_table(section, part))
+        for n, part in enumerate(_parts(section, console.width)):
+            console.print(_table(section, part, section.title if n == 0 else None))
     for line in table.notes:
         console.print(f"- {line}", style="dim", highlight=False, markup=False)
     for mark, line in table.footnotes:
@@ -191,13 +191,13 @@ def _head(section: Section, n: int) -> str:
     return textwrap.fill(section.head[n], max(12, *(len(row[n].text) for row in section.rows), 0), break_long_words=False)
 
 
-def _table(section: Section, columns: Sequence[int]) -> Table:
+def _table(section: Section, columns: Sequence[int], title: str | None) -> Table:
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     colours = {"not run": "yellow", "not read": "yellow", "not printed": "dim"}
-    made = Table(title=section.title, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     for n in columns:
         wraps = section.align[n] == "p"
         made.add_column(

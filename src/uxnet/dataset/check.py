@@ -6,7 +6,6 @@ Errors are what training refuses; warnings are what a person should look at.
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from uxnet.dataset.fingerprint import CaseFacts, Fingerprint, intensities_of
 from uxnet.dataset.manifest import Case, Manifest
@@ -270,8 +268,8 @@ def _facts(case: Case, image: Volume, label_map: Volume | None, counts: Mapping[
         foreground=foreground,
         voxels=voxels,
         volumes_ml={name: n * millilitres for name, n in voxels.items()},
-        image_sha256=_digest(image.array),
-        labels_sha256="" if label_map is None else _digest(label_map.array),
+        image_sha256=image.sha256(),
+        labels_sha256="" if label_map is None else label_map.sha256(),
         affine_ras=tuple(tuple(map(float, row)) for row in image.geometry.affine_ras),
     )
 
@@ -339,12 +337,6 @@ def _never_seen(manifest: Manifest, facts: list[CaseFacts]) -> Iterator[Problem]
 def _named(message: str, paths: tuple[Path, ...]) -> Path:
     """The one of several files that a message begins with."""
     return next((path for path in paths if message.startswith(f"{path}: ")), paths[0])
-
-
-def _digest(array: NDArray[Any]) -> str:
-    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _times(numbers: Any) -> str:

@@ -98,6 +98,11 @@ class Fingerprint:
         return sum(bool(case.voxels.get(name)) for case in self.cases)
 
     @property
+    def label_maps(self) -> dict[str, str]:
+        """Case -> sha256 of its label map's voxels, of cases that show a class: maps of background alone are all alike."""
+        return {case.name: case.labels_sha256 for case in self.cases if any(case.voxels.values())}
+
+    @property
     def sha256(self) -> str:
         """One digest of all voxels and names; grids (spacing, affines) are not in it."""
         lines = sorted(f"{case.name} {case.image_sha256} {case.labels_sha256}" for case in self.cases)

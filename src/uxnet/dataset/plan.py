@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from uxnet.dataset.fingerprint import Fingerprint
 from uxnet.dataset.manifest import Case
-from uxnet.errors import DatasetError
+from uxnet.errors import DatasetError, plural
 from uxnet.geometry import axis_order
 from uxnet.io import read_image, read_labels
 from uxnet.labels import Labels, unpaired_sides
@@ -387,8 +387,3 @@ def _range(values: NDArray[np.float64]) -> str:
 def numbers(values: Any) -> str:
     """Three numbers, readable."""
     return " x ".join(f"{float(v):.4g}" for v in values)
-
-
-def plural(n: int, word: str) -> str:
-    """A count with its noun."""
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"

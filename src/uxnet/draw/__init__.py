@@ -2,6 +2,7 @@
 
 from uxnet.draw.bands import BANDS, Band, Banded, BandPanel, banded, bands
 from uxnet.draw.comparison import Row, comparison_figure
+from uxnet.draw.page import line_colour
 from uxnet.draw.plots import boxes, curves
 from uxnet.draw.slices import Limits, Picture, Plane, best_slice, edge_letters, one_slice, robust_limits, slice_picture
 from uxnet.draw.zoomed import RULE, Spot, ZoomedRow, most_different, zoomed_figure
@@ -25,6 +26,7 @@ __all__ = [
     "comparison_figure",
     "curves",
     "edge_letters",
+    "line_colour",
     "most_different",
     "one_slice",
     "robust_limits",

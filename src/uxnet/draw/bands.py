@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from uxnet.draw.page import CYCLE, GREY, INK, blank_figure, plain_axes
+from uxnet.draw.page import CYCLE, GREY, INK, blank_figure, line_inch, plain_axes, text_inch, wrapped
 from uxnet.errors import InputError
 
 Band = Literal["range", "interval"]
@@ -28,7 +28,6 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
 _CONFIDENCE = 0.95
 _MANY = 25  # points of a curve that make markers a blur
 _BEGINNING = 0.25  # of the x axis: what lies lower there than all that follows may be cut off
-_LETTER_INCH = 0.07  # of 8.5 points
 _LINE_INCH = 0.165
 
 
@@ -108,24 +107,28 @@ def bands(
     if not any(_finite(run).size for panel in panels for runs in panel.curves.values() for run in runs):
         raise InputError(f"{path}: there are no curves to draw")
     known = list(dict.fromkeys([*names, *(name for panel in panels for name in panel.curves)]))
-    longest = max(len(name) for panel in panels for name in panel.curves)
+    longest = max(text_inch(f"{name}  0.000", 8.5) for panel in panels for name in panel.curves)
     # In inches, so that long names make the page larger and not the panels smaller.
-    panel_w, left, right = 3.9, 0.62, 0.55 + _LETTER_INCH * (longest + 7)
+    panel_w, left, right = 3.9, 0.72, 0.6 + longest
     most = max(len(panel.curves) for panel in panels)
     drawn = [_limits([s for runs in panel.curves.values() for s in map(_finite, runs) if s.size]) for panel in panels]
     said = f"Line: mean over the runs (folds). Band: {BANDS[band]}; a single run has none."
     cut = ["What lies below an axis is cut off."] if any(limits.cut for limits in drawn) else []
-    lines = [said, *cut, *note.splitlines()]
-    tall, head, foot = max(2.9, _LINE_INCH * (most + 1)), 0.36 + (0.34 if title else 0), 0.58 + 0.16 * len(lines)
-    width, height = len(panels) * (left + panel_w + right), head + tall + foot
+    width = len(panels) * (left + panel_w + right)
+    lines = wrapped("\n".join([said, *cut, *note.splitlines()]), width - 0.24, 8)
+    titles = wrapped(title, width - 0.24, 12, bold=True)
+    called = [f"{chr(ord('a') + n)}) {panel.title}" if len(panels) > 1 else panel.title for n, panel in enumerate(panels)]
+    heads = [wrapped(name, panel_w + right - 0.1, 10) for name in called]
+    head = 0.16 + line_inch(max(map(len, heads)), 10) + (line_inch(len(titles), 12) + 0.1 if title else 0)
+    tall, foot = max(2.9, _LINE_INCH * (most + 1)), 0.58 + 0.16 * len(lines)
+    height = head + tall + foot
     with blank_figure(path, (width, height)) as figure:
         if title:
-            figure.text(0.12 / width, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top", color=INK)
+            figure.text(0.12 / width, 1 - 0.1 / height, "\n".join(titles), fontsize=12, fontweight="bold", va="top", color=INK)
         for n, panel in enumerate(panels):
             x = left + n * (left + panel_w + right)
             axes = figure.add_axes((x / width, foot / height, panel_w / width, tall / height))
-            label = f"{chr(ord('a') + n)}) {panel.title}" if len(panels) > 1 else panel.title
-            axes.set_title(label, loc="left", fontsize=10, color=INK, pad=6)
+            axes.set_title("\n".join(heads[n]), loc="left", fontsize=10, color=INK, pad=6)
             _draw(axes, panel, known, band, strong, tall, drawn[n])
             axes.set_xlabel(xlabel)
             axes.set_ylabel(ylabel if n == 0 else "")

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from uxnet.draw.page import GREY, INK, blank_figure
+from uxnet.draw.frame import draw_frame, frame_of
+from uxnet.draw.page import INK, blank_figure
 from uxnet.draw.slices import Limits, Picture, Plane, best_slice, edge_letters, robust_limits, slice_picture
 from uxnet.errors import InputError
 from uxnet.labels import Labels
 from uxnet.volume import Volume
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -70,34 +68,27 @@ def comparison_figure(
         if len(row.maps) != len(columns) - 1:
             raise InputError(f"{path}: the case {row.name} has {len(row.maps)} label maps, the columns are {', '.join(columns)}")
     pictures = [_row_pictures(row, labels, limits, fill, dpi) for row in rows]
-    width, left, gap, under = 2.9, 0.32, 0.06, 0.26
+    width, gap, under = 2.9, 0.06, 0.26
     heights = [width * max(p.shape[0] for p in line) / line[0].shape[1] for line in pictures]
     # A tall row gets narrower panels instead of more page.
     heights = [min(h, 1.05 * width) for h in heights]
-    head, foot = 0.36 + (0.34 if title else 0), 0.42 + (0.24 if note else 0)
-    total_w = left + len(columns) * (width + gap)
-    total_h = head + sum(h + under for h in heights) + foot
+    names, each = [row.name for row in rows], width + gap
+    frame = frame_of(labels, title=title, columns=columns, names=names, heights=heights, note=note, column_inch=each, points=9.5)
+    total_w, total_h = frame.width, frame.head + sum(h + under for h in heights) + frame.foot
     with blank_figure(path, (total_w, total_h), dpi) as figure:
-        if title:
-            figure.text(0.012, 1 - 0.16 / total_h, title, fontsize=12, fontweight="bold", va="top", color=INK)
-        top = total_h - head
-        for n, column in enumerate(columns):
-            middle = (left + n * (width + gap) + width / 2) / total_w
-            figure.text(middle, (top + 0.07) / total_h, column, fontsize=10.5, ha="center", va="bottom", color=INK)
+        top, middles = total_h - frame.head, []
         for row, line, height in zip(rows, pictures, heights, strict=True):
             top -= height
-            figure.text(0.16 / total_w, (top + height / 2) / total_h, row.name, rotation=90, ha="center", va="center", color=INK)
+            middles.append(top + height / 2)
             for n, picture in enumerate(line):
-                x = left + n * (width + gap)
+                x = frame.left + n * each
                 axes = figure.add_axes((x / total_w, top / total_h, width / total_w, height / total_h))
                 panel(axes, picture, edge_letters(row.plane) if n == 0 else None)
                 if n and n <= len(row.texts):
                     middle = (x + width / 2) / total_w
                     figure.text(middle, (top - 0.05) / total_h, row.texts[n - 1], ha="center", va="top", fontsize=8.5, color=INK)
             top -= under
-        colour_legend(figure, labels, (foot - 0.2) / total_h)
-        if note:
-            figure.text(0.012, 0.1 / total_h, note, fontsize=8.5, va="bottom", color=GREY)
+        draw_frame(figure, frame, labels, column_inch=each, panel_inch=width, middles=middles)
 
 
 def _row_pictures(row: Row, labels: Labels, limits: Limits | None, fill: float, dpi: int) -> list[Picture]:
@@ -138,27 +129,3 @@ def panel(axes: Any, picture: Picture, letters: tuple[str, str, str, str] | None
     style = {"transform": axes.transAxes, "fontsize": size, "fontweight": "bold", "color": "#d0d7de", "path_effects": halo}
     for letter, x, y in zip(letters or (), (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.965, 0.035), strict=False):
         axes.text(x, y, letter, ha="center", va="center", **style)
-
-
-def colour_legend(figure: Figure, labels: Labels, y: float) -> None:
-    """The labels' colours and names in the middle of the page, at this height (0..1)."""
-    from matplotlib.patches import Patch
-
-    patches = [Patch(facecolor=_hex(labels.colour(label.name)), label=label.name) for label in labels.foreground]
-    # 8.5 points of writing take about 0.075 inches a letter; the patch and the gap take five letters more.
-    longest = max(len(label.name) for label in labels.foreground) + 5
-    columns = max(1, min(len(patches), int(figure.get_figwidth() / (0.075 * longest))))
-    figure.legend(
-        handles=patches,
-        loc="center",
-        bbox_to_anchor=(0.5, y),
-        ncols=columns,
-        frameon=False,
-        fontsize=8.5,
-        handlelength=0.9,
-        columnspacing=1.2,
-    )
-
-
-def _hex(colour: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uxnet.draw.page import ACCENT, CYCLE, GREY, GRID, INK, blank_figure, plain_axes
+from uxnet.draw.page import ACCENT, CYCLE, GREY, GRID, INK, blank_figure, line_inch, plain_axes, text_inch, wrapped
 from uxnet.errors import InputError
 
 Point = tuple[int, float]
@@ -57,20 +57,21 @@ def curves(
     series = [_series(losses), _series(rates), *shown.values()]
     last = max((float(steps[-1]) for steps, _ in series if steps.size), default=1.0)
     names = _named(shown)
-    longest = max((len(name) for name in names), default=0)
+    longest = max(text_inch(f"{name}  0.00", 8.5) for name in (*names, "00 others"))
     # Everything is laid out in inches, so that a long legend makes the page larger, not the panels smaller.
-    panel, gap, left, head = 3.75, 0.62, 0.62, 0.3 + (0.3 if title else 0.0) + (0.2 if seconds else 0.0)
-    legend = 0.75 + 0.075 * (longest + 6)
-    lift = 1.25 if rates else 0.0
+    panel, gap, left, legend = 3.75, 0.62, 0.62, 0.75 + longest
+    width, lift = left + 2 * panel + gap + legend, 1.25 if rates else 0.0
+    titles = wrapped(title, width - 0.24, 12, bold=True)
+    head = 0.3 + (0.1 + line_inch(len(titles), 12) if title else 0.0) + (0.2 if seconds else 0.0)
     tall = max(2.45 + lift, 0.185 * (len(names) + 2))
-    width, height = left + 2 * panel + gap + legend, head + tall + 0.52
+    height = head + tall + 0.52
     with blank_figure(path, (width, height)) as figure:
 
         def add(x: float, y: float, h: float) -> Any:
             return figure.add_axes((x / width, y / height, panel / width, h / height))
 
         if title:
-            figure.text(0.12 / width, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top", color=INK)
+            figure.text(0.12 / width, 1 - 0.1 / height, "\n".join(titles), fontsize=12, fontweight="bold", va="top", color=INK)
         loss_axes = add(left, 0.52 + lift, tall - lift)
         dice_axes = add(left + panel + gap, 0.52, tall)
         panels = [(loss_axes, "loss"), (dice_axes, "Dice")]
@@ -186,10 +187,16 @@ def boxes(path: Path, scores: Mapping[str, Sequence[float]], title: str = "", *,
         raise InputError(f"{path}: there are no scores to draw")
     values = [np.array([v for v in series if np.isfinite(v)], dtype=np.float64) for series in scores.values()]
     places = np.arange(1, len(values) + 1)
-    with blank_figure(path, (max(4.0, 1.2 + 0.95 * len(values)), 3.9)) as figure:
-        axes = figure.add_axes((0.62 / figure.get_figwidth(), 0.2, 1 - 0.74 / figure.get_figwidth(), 0.66))
+    # In inches: a box has room for a name of usual length, and longer names are broken.
+    width = max(4.0, 1.2 + 0.95 * len(values))
+    titles = wrapped(title, width - 0.24, 12, bold=True)
+    texts = [wrapped(name, (width - 0.74) / len(values) - 0.08, 8.5) for name in scores]
+    head, foot = 0.2 + (line_inch(len(titles), 12) if title else 0.0), 0.3 + line_inch(max(map(len, texts)) + 1, 8.5)
+    height = head + 2.6 + foot
+    with blank_figure(path, (width, height)) as figure:
+        axes = figure.add_axes((0.62 / width, foot / height, 1 - 0.74 / width, 2.6 / height))
         if title:
-            figure.text(0.12 / figure.get_figwidth(), 0.975, title, fontsize=12, fontweight="bold", va="top", color=INK)
+            figure.text(0.12 / width, 1 - 0.1 / height, "\n".join(titles), fontsize=12, fontweight="bold", va="top", color=INK)
         line = {"color": ACCENT, "linewidth": 1.2}
         axes.boxplot(
             values,
@@ -206,7 +213,7 @@ def boxes(path: Path, scores: Mapping[str, Sequence[float]], title: str = "", *,
             # Golden-ratio steps spread the points evenly and the same way every time.
             spread = (np.arange(series.size) * 0.618034 % 1 - 0.5) * 0.34
             axes.plot(place + spread, series, "o", markersize=3, color=INK, alpha=0.55, markeredgewidth=0, zorder=3)
-        names = [f"{name.replace(' ', chr(10), 1)}\nn = {v.size}" for name, v in zip(scores, values, strict=True)]
+        names = ["\n".join((*lines, f"n = {v.size}")) for lines, v in zip(texts, values, strict=True)]
         axes.set_xticks(places, names, fontsize=8.5)
         axes.set_ylabel(ylabel)
         axes.set_ylim(0, 1.02)

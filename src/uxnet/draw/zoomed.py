@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uxnet.draw.comparison import colour_legend, panel
-from uxnet.draw.page import GREY, INK, blank_figure
+from uxnet.draw.comparison import panel
+from uxnet.draw.frame import draw_frame, frame_of
+from uxnet.draw.page import INK, blank_figure
 from uxnet.draw.slices import Limits, Picture, Plane, edge_letters, one_slice, plane_axis, robust_limits, slice_picture
 from uxnet.errors import InputError
 from uxnet.geometry import Box, axis_order
@@ -26,9 +27,10 @@ SHARE = 1 / 3
 """Of each side of a slice that the box takes."""
 
 RULE = (
-    "Box: a third of each side of the slice; of all slices and places the one that holds most voxels, each counted once for every pair of "
-    "networks that disagree on it."
+    "Box: a third of each side of the slice; of all places in slices that show at least half as much of the ground truth as any, the one "
+    "that holds most voxels, each counted once for every pair of networks that disagree on it."
 )
+_LEAST = 0.5  # of the largest slice of the reference: a slice without it, or with its tip, shows no reader what is right
 _BOX = "#ffffff"
 
 
@@ -64,9 +66,9 @@ def most_different(reference: Volume, maps: Sequence[Volume], plane: Plane = "ax
     """The slice and box where label maps differ most.
 
     A voxel weighs as many as there are pairs of maps with different labels there; of one map alone, whether it differs from the
-    reference. Of all slices and all boxes of `share` of a slice's sides, the one with the most weight; of several with the same weight
-    the first slice, and in it the box nearest to the centre of its weight. Where nothing differs, the box lies around the middle of
-    the reference's largest labelled slice.
+    reference. Of the slices that show at least half as many labelled voxels of the reference as any, and all boxes of `share` of a
+    slice's sides, the one with the most weight; of several with the same weight the first slice, and in it the box nearest to the centre
+    of its weight. Where nothing differs there, the box lies around the middle of the reference's largest labelled slice.
 
     Raises:
         InputError: if there is no map, or the maps' grids are not the reference's.
@@ -83,9 +85,11 @@ def most_different(reference: Volume, maps: Sequence[Volume], plane: Plane = "ax
     weight = np.zeros(truth.shape, dtype=np.int32)
     for left, right in pairs:
         weight += left != right
+    marked = truth != background
+    labelled = marked.sum(axis=(1, 2))
+    weight[labelled < labelled.max() * _LEAST] = 0
     if not weight.any():
-        marked = truth != background
-        weight = (marked * (np.arange(len(truth)) == int(marked.sum(axis=(1, 2)).argmax()))[:, None, None]).astype(np.int32)
+        weight = (marked * (np.arange(len(truth)) == int(labelled.argmax()))[:, None, None]).astype(np.int32)
     if not weight.any():
         weight[len(weight) // 2] = 1
     sides = (max(1, round(truth.shape[1] * share)), max(1, round(truth.shape[2] * share)))
@@ -130,25 +134,20 @@ def zoomed_figure(
     for row in rows:
         if len(row.maps) != len(columns) or row.maps[0] is None:
             raise InputError(f"{path}: the case {row.name} needs a ground truth and {len(columns) - 1} label maps beside it")
-    width, left, gap, under = 1.9, 0.32, 0.05, 0.3
+    width, gap, under = 1.9, 0.05, 0.3
     spots = [row.spot or _default_spot(row, labels.background) for row in rows]
     drawn = [_pictures(row, spot, labels, limits, fill, dpi, width) for row, spot in zip(rows, spots, strict=True)]
     heights = [min(1.15, whole[0].shape[0] / whole[0].shape[1]) * width for whole, _ in drawn]
-    head, foot = 0.32 + (0.34 if title else 0), 0.45 + 0.17 * (note.count("\n") + 1 if note else 0)
-    total_w = left + len(columns) * (width + gap)
-    total_h = head + sum(2 * h + gap + under for h in heights) + foot
+    names, both, each = [row.name for row in rows], [2 * h + gap for h in heights], width + gap
+    frame = frame_of(labels, title=title, columns=columns, names=names, heights=both, note=note, column_inch=each, points=9.0)
+    total_w, total_h = frame.width, frame.head + sum(h + under for h in both) + frame.foot
     with blank_figure(path, (total_w, total_h), dpi) as figure:
-        if title:
-            figure.text(0.012, 1 - 0.12 / total_h, title, fontsize=12, fontweight="bold", va="top", color=INK)
-        top = total_h - head
-        for n, column in enumerate(columns):
-            middle = (left + n * (width + gap) + width / 2) / total_w
-            figure.text(middle, (top + 0.06) / total_h, column, fontsize=9.5, ha="center", va="bottom", color=INK)
+        top, middles = total_h - frame.head, []
         for row, spot, (whole, near), h in zip(rows, spots, drawn, heights, strict=True):
             top -= 2 * h + gap
-            figure.text(0.16 / total_w, (top + h) / total_h, row.name, rotation=90, ha="center", va="center", fontsize=9, color=INK)
+            middles.append(top + h)
             for n in range(len(columns)):
-                x = left + n * (width + gap)
+                x = frame.left + n * each
                 above = (x / total_w, (top + h + gap) / total_h, width / total_w, h / total_h)
                 below = (x / total_w, top / total_h, width / total_w, h / total_h)
                 axes = figure.add_axes(above)
@@ -161,9 +160,7 @@ def zoomed_figure(
                     middle = (x + width / 2) / total_w
                     figure.text(middle, (top - 0.05) / total_h, row.texts[n], ha="center", va="top", fontsize=8.5, color=INK)
             top -= under
-        colour_legend(figure, labels, (foot - 0.2) / total_h)
-        if note:
-            figure.text(0.012, 0.06 / total_h, note, fontsize=7.5, va="bottom", color=GREY)
+        draw_frame(figure, frame, labels, column_inch=each, panel_inch=width, middles=middles)
 
 
 def _default_spot(row: ZoomedRow, background: int) -> Spot:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from uxnet.errors import InputError, UsageError, shortened
+from uxnet.errors import InputError, UsageError, plural, shortened
 from uxnet.evaluation.metrics import METRICS
 from uxnet.evaluation.paired import holm, rank_biserial, side_by_side, signed_rank_p, to_digits, unequal
 from uxnet.evaluation.scores import COMMON, DIGITS, MEAN, Scores, differences
@@ -215,17 +215,20 @@ def _notes(scores: Sequence[Scores], shared: set[str], persons: Mapping[str, str
     notes = []
     more = [f"{s.name} ({len(s.cases)})" for s in scores if len(s.cases) > len(shared)]
     if more:
-        notes.append(f"Means and ranks are over the {len(shared)} cases that all networks have; more have {', '.join(more)}.")
+        notes.append(f"Means and ranks are over the {plural(len(shared), 'case')} that all networks have; more have {', '.join(more)}.")
     known = {persons.get(case, case) for case in shared}
     if by == "case" and len(known) < len(shared):
         notes.append(
-            f"The {len(shared)} cases are of {len(known)} persons and are counted as if they were independent, so intervals and p values "
-            "are too small; comparing by person is stricter."
+            f"The {len(shared)} cases are of {plural(len(known), 'person')} and are counted as if they were independent, so intervals "
+            "and p values are too small; comparing by person is stricter."
         )
     for s in scores:
         if s.failed:
-            count = "1 case" if len(s.failed) == 1 else f"{len(s.failed)} cases"
+            count = plural(len(s.failed), "case")
             notes.append(f"{s.name} failed on {count}, which no mean here and no test of it includes: {shortened(s.failed)}.")
+        if known := sorted(shared.intersection(s.seen)):
+            which = f"{len(known)} of the {plural(len(shared), 'case')} ({shortened(known, 3)})"
+            notes.append(f"{s.name} was trained on {which}: its scores do not say how good it is on others.")
     stated = {key: [value for s in scores if (value := _of(s, key)) is not None] for key in COMMON}
     differing = [key.removesuffix("_sha256") for key, values in stated.items() if any(v != values[0] for v in values)]
     if differing:

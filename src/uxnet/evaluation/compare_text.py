@@ -130,7 +130,7 @@ def legend(comparison: Comparison) -> str:
     means = (
         f"Means over {comparison.by}s with {CONFIDENCE:.0%} bootstrap intervals; rank by mean, and in parentheses the mean of the ranks "
         f"within {comparison.by}s. n: {comparison.by}s that count in mean Dice; where another score has others, n stands behind it. "
-        f"NSD at {comparison.tolerance_mm:g} mm."
+        f"NSD at {comparison.tolerance_mm:g} mm. -: nothing counts, or no significant difference."
     )
     tests = (
         f" Tests: Wilcoxon's signed-rank, two-sided, zero differences left out, of {own} against each other network; p after Holm's "

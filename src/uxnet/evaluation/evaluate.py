@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from uxnet.errors import InputError, UxnetError
+from uxnet.errors import InputError, UxnetError, plural, shortened
 from uxnet.evaluation.metrics import METRICS, ClassMetrics, Empty, Outcome, case_metrics, check_settings
 from uxnet.evaluation.pairs import Failure, Pair, find_labels_file, find_pairs, labels_from_values, refuse_other_names
 from uxnet.evaluation.seen import warn_of_seen
 from uxnet.evaluation.statistics import CONFIDENCE, RESAMPLES, SEED, Interval, bootstrap_mean, mean_of_counted
 from uxnet.events import Note, Progress, Report, Warn, silent
-from uxnet.io import atomic, read_labels, read_labels_file, write_json
+from uxnet.io import atomic, read_labels, read_labels_file, unread_message, write_json
 from uxnet.labels import Labels
 
 _COLUMNS = ("case", "class", *METRICS, "predicted_ml", "reference_ml", "outcome")
@@ -22,12 +23,17 @@ _COLUMNS = ("case", "class", *METRICS, "predicted_ml", "reference_ml", "outcome"
 
 @dataclass(frozen=True)
 class CaseMetrics:
-    """One evaluated case."""
+    """One evaluated case.
+
+    Args:
+        label_map: sha256 of the reference's voxels, by which a case is known under another name; empty where it shows no class.
+    """
 
     name: str
     predicted: Path
     reference: Path
     classes: tuple[ClassMetrics, ...]
+    label_map: str = ""
 
     def mean(self, metric: str) -> float | None:
         """The mean of "dice", "hd95_mm" or "nsd" over the classes that count; None where none does."""
@@ -75,6 +81,8 @@ class Evaluation:
         cases: the cases that could be evaluated.
         failures: those that could not, or had no prediction; no mean includes them.
         unused: predictions without a reference.
+        left_out: cases that were not to be evaluated, since they have no prediction.
+        seen: cases that a model of the predictions was trained on, as far as is known.
     """
 
     labels: Labels
@@ -83,7 +91,9 @@ class Evaluation:
     cases: tuple[CaseMetrics, ...]
     failures: tuple[Failure, ...] = ()
     unused: tuple[Path, ...] = ()
+    left_out: tuple[str, ...] = ()
     labels_from: str = "given"
+    seen: tuple[str, ...] = ()
 
     def classes(self) -> tuple[Summary, ...]:
         """One summary a class, in the labels' order."""
@@ -122,6 +132,8 @@ class Evaluation:
             "cases": [_case_dict(case) for case in self.cases],
             "failures": [{"case": f.name, "message": f.message} for f in self.failures],
             "predictions_without_reference": [str(path) for path in self.unused],
+            "references_left_out": list(self.left_out),
+            "cases_seen_in_training": list(self.seen),
         }
 
 
@@ -129,6 +141,8 @@ def evaluate_pairs(
     pairs: Sequence[Pair], labels: Labels, *, tolerance_mm: float = 1.0, empty: Empty = "skip", report: Report = silent
 ) -> Evaluation:
     """Evaluates (case name, prediction, reference) one by one. A case that cannot be is among the failures; the rest goes on.
+
+    With "skip", a class that no reference shows has no score in any case: it would be of false positives alone, which are counted.
 
     Raises:
         UsageError: if the tolerance is negative or not finite, or `empty` is neither "skip" nor "one".
@@ -139,8 +153,9 @@ def evaluate_pairs(
     for done, (name, predicted, reference) in enumerate(pairs, 1):
         try:
             maps = (read_labels(predicted), read_labels(reference, report))
-            case = CaseMetrics(name, predicted, reference, case_metrics(*maps, labels, tolerance_mm=tolerance_mm, empty=empty))
-            cases.append(case)
+            classes = case_metrics(*maps, labels, tolerance_mm=tolerance_mm, empty=empty)
+            known = maps[1].sha256() if any(c.reference_ml for c in classes) else ""
+            cases.append(case := CaseMetrics(name, predicted, reference, classes, known))
             dice = case.mean("dice")
             values: dict[str, float | int | str] = {} if dice is None else {"dice": dice}
         except UxnetError as error:
@@ -150,7 +165,21 @@ def evaluate_pairs(
             failures.append(Failure(name, f"{predicted}: there is not enough memory to evaluate this case"))
             values = {"failed": name}
         report(Progress("evaluate", done, len(pairs), values))
-    return Evaluation(labels, tolerance_mm, empty, tuple(cases), tuple(failures))
+    scored = cases if empty == "one" else _without_unreferenced(cases, report)
+    return Evaluation(labels, tolerance_mm, empty, tuple(scored), tuple(failures))
+
+
+def _without_unreferenced(cases: Sequence[CaseMetrics], report: Report) -> list[CaseMetrics]:
+    """The cases, without scores of classes that none of their references shows."""
+    shown = {c.name for case in cases for c in case.classes if c.reference_ml > 0}
+    false_positives = Counter(c.name for case in cases for c in case.classes if c.name not in shown and c.outcome is Outcome.FALSE_POSITIVE)
+    for name, count in false_positives.items():
+        report(Warn(f"{name}: no reference shows it, so it has no score; it is predicted in {plural(count, 'case')}"))
+
+    def counted(c: ClassMetrics) -> ClassMetrics:
+        return c if c.name in shown else replace(c, dice=None, hd95_mm=None, nsd=None)
+
+    return [replace(case, classes=tuple(map(counted, case.classes))) for case in cases]
 
 
 def evaluate_files(
@@ -160,6 +189,8 @@ def evaluate_files(
     labels: Path | None = None,
     tolerance_mm: float = 1.0,
     empty: Empty = "skip",
+    only_predicted: bool = False,
+    cases: Collection[str] | None = None,
     report: Report = silent,
 ) -> Evaluation:
     """Finds pairs and labels, then evaluates: what `uxnet evaluate` does. A reference without a prediction is a failure.
@@ -168,30 +199,34 @@ def evaluate_files(
         predicted: a label map or a folder of them.
         reference: the same; cases are matched by name.
         labels: the file that says what values mean; by default `find_labels_file`, and where there is none, the references' values.
+        only_predicted, cases: which cases of two folders are evaluated, see `find_pairs`.
 
     Raises:
         InputError, LabelsError, UsageError: as `find_pairs`, `read_labels_file`, `refuse_other_names`, `labels_from_values`,
             `evaluate_pairs`.
     """
     check_settings(tolerance_mm, empty)
-    found = find_pairs(predicted, reference)
+    found = find_pairs(predicted, reference, only_predicted=only_predicted, cases=cases)
     file = labels or find_labels_file(predicted, reference)
     if file:
         names, source = read_labels_file(file), str(file)
         if labels is None:
             refuse_other_names(names, file, predicted)
-        report(Note(f"labels: {len(names.classes)} classes from {file}"))
+        report(Note(f"labels: {plural(len(names.classes), 'class', 'classes')} from {file}"))
     else:
         names, source = labels_from_values(path for _, _, path in found.pairs), "the values in the references"
         report(Note("labels: no labels.json or dataset.json was found, so the classes are named after the values in the references"))
     if predicted.resolve() == reference.resolve():
         report(Warn(f"{predicted}: predictions and references are the same files, so every score is perfect; check the two paths"))
-    warn_of_seen(predicted, reference, (name for name, _, _ in found.pairs), report)
-    for path in found.unused:
-        report(Warn(f"{path}: there is no reference for this prediction; it does not count"))
+    if found.unused:
+        which = shortened((path.name for path in found.unused), 3)
+        report(Warn(f"{predicted}: {plural(len(found.unused), 'prediction')} without a reference, which do not count: {which}"))
+    for folder in dict.fromkeys(path.parent for path in found.unread):
+        report(Warn(f"{folder}: {unread_message([path for path in found.unread if path.parent == folder])}"))
     result = evaluate_pairs(found.pairs, names, tolerance_mm=tolerance_mm, empty=empty, report=report)
+    seen = warn_of_seen(predicted, reference, {case.name: case.label_map for case in result.cases}, report)
     failures = sorted((*found.failures, *result.failures), key=lambda f: f.name)
-    return replace(result, failures=tuple(failures), unused=found.unused, labels_from=source)
+    return replace(result, failures=tuple(failures), unused=found.unused, left_out=found.left_out, labels_from=source, seen=seen)
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:

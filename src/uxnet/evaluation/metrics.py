@@ -114,6 +114,12 @@ def dice_scores(predicted: IntArray, reference: IntArray, labels: Labels) -> dic
     return scores
 
 
+def shown_classes(reference: IntArray, labels: Labels) -> set[str]:
+    """The classes that a label map of values shows, ignored voxels left out."""
+    counted = True if labels.ignore is None else reference != labels.ignore
+    return {name for name in labels.classes if (labels.mask(reference, name) & counted).any()}
+
+
 def missing_scores(outcome: Outcome, diagonal_mm: float, empty: Empty = "skip") -> tuple[float | None, float | None, float | None]:
     """The policy for a class that is missing in one map or both: (dice, hd95_mm, nsd); the table in docs/evaluation.md.
 

@@ -44,6 +44,7 @@ class Scores:
     records: the cross-validation's records, in the order of their folds; none for a file of `uxnet evaluate`.
     references: case -> class -> ml that its reference has; of the cases that say it.
     failed: cases that could not be scored; they are not among `cases`.
+    seen: cases that a model of theirs was trained on, as far as a file of `uxnet evaluate` says.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Scores:
     records: tuple[Mapping[str, Any], ...] = ()
     references: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     failed: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
 
     def value(self, case: str, metric: str = "dice", class_name: str = MEAN) -> float | None:
         """What one case has in one class, or in the mean over its classes that count; None where nothing counts."""
@@ -193,6 +195,7 @@ def _read(path: Path, name: str) -> Scores:
         one.case: {c: values.reference_ml for c, values in one.classes.items() if values.reference_ml is not UNSET} for one in found.cases
     }
     failed = () if isinstance(found, CrossvalRecord) else tuple(failure.case for failure in found.failures)
+    seen = () if isinstance(found, CrossvalRecord) else tuple(case for case in found.cases_seen_in_training if case in cases)
     scoring, own = (found.evaluation, found.name) if isinstance(found, CrossvalRecord) else (found.settings, _own_name(path))
     # Of a record as it is, the classes of its cases; a file of evaluate names them even where it has no case.
     classes = tuple(found.classes) if isinstance(found, Evaluated) else tuple(next(iter(cases.values()), {}))
@@ -201,7 +204,7 @@ def _read(path: Path, name: str) -> Scores:
     if len(cases) < len(found.cases) or any(tuple(values) != classes for values in cases.values()):
         raise InputError(f"{path}: it scores a case twice, or not all cases in the same classes; it has been changed by hand")
     records = (data,) if recorded else ()
-    return Scores(name or own, classes, cases, scoring.tolerance_mm, scoring.empty, persons, records, references, failed)
+    return Scores(name or own, classes, cases, scoring.tolerance_mm, scoring.empty, persons, records, references, failed, seen)
 
 
 def _rounded(value: float | None) -> float | None:
@@ -234,9 +237,10 @@ def _together(parts: Sequence[Scores]) -> Scores:
         references |= part.references
     if all(person == case for case, person in persons.items()):
         persons = {}
+    seen = tuple(sorted({case for part in parts for case in part.seen}))
     records = sorted((r for part in parts for r in part.records), key=lambda r: int(r["fold"]))
     failed = tuple(sorted({case for part in parts for case in part.failed} - cases.keys()))
-    return Scores(first.name, first.classes, cases, first.tolerance_mm, first.empty, persons, tuple(records), references, failed)
+    return Scores(first.name, first.classes, cases, first.tolerance_mm, first.empty, persons, tuple(records), references, failed, seen)
 
 
 def _refuse_another_network(parts: Sequence[Scores]) -> None:

@@ -2,45 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from uxnet.errors import InputError, shortened
+from msgspec.structs import asdict
+
+from uxnet.errors import InputError, plural, shortened
 from uxnet.evaluation.pairs import folder_of
 from uxnet.events import Report, Warn
-from uxnet.io import read_json
+from uxnet.io import read_json, sha256
 from uxnet.io.checked import read_as
 from uxnet.io.schemas import PredictedBy
-from uxnet.model import cases_seen, read_model
+from uxnet.model import cases_among, read_model, seen_by
+from uxnet.shipped import BOX
 
 
-def warn_of_seen(predicted: Path, reference: Path, cases: Iterable[str], report: Report) -> None:
-    """Warns of scored cases that a model was trained on.
+def warn_of_seen(predicted: Path, reference: Path, label_maps: Mapping[str, str], report: Report) -> tuple[str, ...]:
+    """Warns of scored cases that a model was trained on, and gives their names.
 
-    It is known of predictions beside which `uxnet predict` has left its predict.json, as long as the model's file is where it was, and of
-    references below a dataset.json: cases are told by their names in a dataset of one name.
+    It is known of predictions beside which `uxnet predict` has left its predict.json: what its models have seen stands there. Cases are
+    told by their names, where a dataset.json above the references has the name of the model's dataset, and by their label maps.
 
     Args:
         predicted, reference: label maps, or folders of them.
-        cases: the names of those that are scored.
+        label_maps: of each scored case the sha256 of its reference's voxels; empty where it shows no class.
     """
-    dataset, names = _dataset_of(folder_of(reference)), set(cases)
-    for file in _models_of(folder_of(predicted)):
+    dataset, found = _dataset_of(folder_of(reference)), set()
+    for name, seen in _models_of(folder_of(predicted)):
+        if known := sorted(label_maps.keys() & cases_among(seen, dataset, label_maps=label_maps)):
+            which = f"{len(known)} of these {plural(len(label_maps), 'case')} ({shortened(known, 3)})"
+            report(Warn(f"{name} was trained on {which}: their scores do not say how good it is on others"))
+            found.update(known)
+    return tuple(sorted(found))
+
+
+def _models_of(folder: Path) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """The name of each model that a predict.json (or a shard's) tells of, once, and what it has seen."""
+    told = set()
+    for path in sorted(folder.glob("predict*.json")):
         try:
-            model = read_model(file)
+            models = read_as(path, PredictedBy).models
         except InputError:
             continue
-        if seen := sorted(names & cases_seen(model, dataset)):
-            which = f"{len(seen)} of these {len(names)} cases ({shortened(seen, 3)})"
-            report(Warn(f"{file.name} was trained on {which}: their scores do not say how good it is on others"))
+        for model in models:
+            if (model.sha256 or model.file) in told:
+                continue
+            told.add(model.sha256 or model.file)
+            yield Path(model.file).name, [asdict(part) for part in model.seen] or _read(Path(model.file), model.sha256, folder)
 
 
-def _models_of(folder: Path) -> list[Path]:
-    """The model files that predict.json names; none where it is not there, or not as expected."""
-    try:
-        return [Path(model.file) for model in read_as(folder / "predict.json", PredictedBy).models]
-    except InputError:
-        return []
+def _read(file: Path, content: str | None, folder: Path) -> list[dict[str, Any]]:
+    """What the model's own file says, where earlier versions of predict.json do not: wherever a file of that content still is.
+
+    A path that is not absolute began in the folder in which the prediction was called, which may be any above its outputs.
+    """
+    places = [file, *(above / file for above in (folder, *folder.parents)), BOX / file.name]
+    for place in places if content else places[:1]:
+        try:
+            if place.is_file() and content in (None, sha256(place)):
+                return seen_by([read_model(place)])
+        except (InputError, OSError, ValueError):
+            continue
+    return []
 
 
 def _dataset_of(folder: Path) -> str | None:

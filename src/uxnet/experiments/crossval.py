@@ -137,7 +137,8 @@ def cross_validate(
     units = make_units(manifest, inspection, chosen, recipe, out, entries, budget or Budget(), folds, threads, tolerance_mm, begin_with)
     init = {unit.init for unit in units if unit.init}
     held_out = {name for unit in units for name in (*chosen.folds[unit.fold].validation, *chosen.folds[unit.fold].test)}
-    warn_of_leaks([read_model(path) for path in sorted(init)], held_out, manifest.name, inspection.fingerprint.sha256, report)
+    known = inspection.fingerprint
+    warn_of_leaks([read_model(path) for path in sorted(init)], held_out, manifest.name, known.sha256, report, known.label_maps)
     shared = None if len(recipe.stages) > 1 else Path(cache or out / "cache").absolute()
     units = [replace(unit, cache=shared, keep_labels=keep_labels) for unit in units]
     there = records_there(out / "records", units)

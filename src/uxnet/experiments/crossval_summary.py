@@ -126,7 +126,7 @@ def cost_rows(scores: Sequence[Scores], short: bool = False) -> tuple[list[str],
                 "-" if c["seconds_a_step"] is None else f"{c['seconds_a_step']:.3g}",
                 f"{c['seconds_training'] / 60:.1f}",
                 "-" if c["peak_memory_mb"] is None else f"{c['peak_memory_mb']:g}",
-                str(c["warnings"] or "-"),
+                str(c["warnings"]),
             ]
         )
     return head, rows
@@ -145,7 +145,7 @@ def equal_terms(scores: Sequence[Scores]) -> str:
             "turned into steps by measuring some before the first"
         )
     else:
-        spent = f"{' and '.join(map(str, budget['steps']))} steps"
+        spent = f"{' and '.join(map(str, budget['steps']))} step{'' if budget['steps'] == [1] else 's'}"
     kept = "of the last step" if first["keep"] == "last" else "of the best validation"
     kept_whole = ", persons kept whole" if all(s.persons for s in scores) else ""
     same = (

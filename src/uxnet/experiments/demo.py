@@ -14,7 +14,7 @@ from uxnet.dataset.folds import read_split
 from uxnet.dataset.manifest import Case, Manifest, read_dataset
 from uxnet.dataset.phantoms import write_phantoms
 from uxnet.draw import Plane, Row, comparison_figure
-from uxnet.errors import DatasetError
+from uxnet.errors import DatasetError, plural
 from uxnet.evaluation import Evaluation, evaluate_pairs, write_evaluation
 from uxnet.events import Note, Report, silent
 from uxnet.experiments.intensity import fit as fit_intensities
@@ -215,8 +215,8 @@ th:first-child, td:first-child {{ text-align: left; }} tr:last-child td {{ font-
 </style>
 <h1>uxnet demo: {html.escape(manifest.name)}</h1>
 <p>{what}</p>
-<p>A {html.escape(_network_name(recipe))} trained on {trained_on} cases for {steps} steps; scored on
-{len(network.cases)} cases that it was not trained on, on their own grids. Not a medical device.</p>
+<p>A {html.escape(_network_name(recipe))} trained on {plural(trained_on, "case")} for {steps} step{"" if steps == "1" else "s"}; scored on
+{plural(len(network.cases), "case")} that it was not trained on, on their own grids. Not a medical device.</p>
 <table>{head}
 {"".join(lines)}</table>
 <p>HD95: 95th percentile of surface distances. NSD: share of the surface within {network.tolerance_mm:g} mm.</p>

@@ -17,8 +17,8 @@ import numpy as np
 from uxnet.dataset import plan as rules
 from uxnet.dataset.check import Inspection, refuse_errors
 from uxnet.dataset.grid import Grid, grids, largest, times, uxnet_settings
-from uxnet.dataset.plan import Choice, Plan, Three, plural
-from uxnet.errors import MemoryLimitError
+from uxnet.dataset.plan import Choice, Plan, Three
+from uxnet.errors import MemoryLimitError, plural
 from uxnet.events import Note, Progress, Report, silent
 from uxnet.geometry import Shape
 from uxnet.inference.memory import in_gb

@@ -19,7 +19,7 @@ Over = Literal["steps", "seconds"]
 
 KINDS = (".png", ".svg")
 STRONG = "3D UX-Net"
-NO_RECORDS = "a figure needs records of uxnet crossval: give a cross-validation's folder by --records"
+NO_RECORDS = "a figure needs records of uxnet crossval: give a cross-validation's folder"
 
 
 # ---- figure 3
@@ -192,7 +192,7 @@ def slice_figure(
         raise InputError(f"{trial.dataset}: no label map of a test case is there; uxnet crossval --keep-labels keeps them")
     chosen = list(cases) or chosen_cases(shown, {name: list(paths) for name, paths in kept.items()}, rows)
     if not chosen:
-        raise InputError("the networks have no test case in common whose label maps are all there; name cases by --cases")
+        raise InputError("the networks have no test case in common whose label maps are all there; name the cases to show")
     titles = network_titles(trial.scores)
     drawn = [_row(manifest, shown, kept, case, plane) for case in chosen]
     how = (
@@ -204,7 +204,7 @@ def slice_figure(
     first = f"{manifest.name}{licence}, {trial.terms().split(', ', 1)[1].split('; made by')[0]}."
     left_out = [titles[s.name] for s in trial.scores if s not in shown]
     missing = f"No label maps were kept of {', '.join(left_out)}." if left_out else ""
-    text = "\n".join(filter(None, (_folded(first), RULE, how + (" " + missing if missing else ""), note)))
+    text = "\n".join(filter(None, (first, RULE, how + (" " + missing if missing else ""), note)))
     paths = [folder / f"figure4{kind}" for kind in KINDS]
     for path in paths:
         zoomed_figure(path, drawn, manifest.labels, columns=("ground truth", *(titles[s.name] for s in shown)), note=text)
@@ -262,16 +262,6 @@ def _row(manifest: Manifest, scores: Sequence[Scores], kept: dict[str, dict[str,
 
 def _common(kept: dict[str, dict[str, Path]], scores: Sequence[Scores]) -> int:
     return len(set.intersection(*(set(kept[s.name]) for s in scores)))
-
-
-def _folded(text: str, most: int = 150) -> str:
-    """A sentence in lines that a page holds."""
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) >= most:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
 
 
 def figure_notes(trials: Sequence[Trial], band: Band | None = None) -> list[str]:

@@ -61,7 +61,10 @@ class Trial:
     def terms(self) -> str:
         """What its networks had in common, in a sentence."""
         first, budget = self.facts, self.facts["budget"]
-        spent = f"{budget['core_seconds']:g} core-seconds" if "core_seconds" in budget else f"{' + '.join(map(str, budget['steps']))} steps"
+        if "core_seconds" in budget:
+            spent = f"{budget['core_seconds']:g} core-seconds"
+        else:
+            spent = f"{' + '.join(map(str, budget['steps']))} step{'' if budget['steps'] == [1] else 's'}"
         kept = "last step" if first["keep"] == "last" else "best validation"
         return (
             f"{self.letter}: {self.dataset}, recipe {first['recipe']}, {first['protocol']} (split {first['split_sha256'][:8]}), "
@@ -130,9 +133,7 @@ def _trial(files: Sequence[Path], said: str, every: Sequence[Mapping[str, Any]])
     challenge = paper().challenges[said] if said else challenge_of(str(facts["dataset"]), classes)
     heads = challenge.heads(classes) if challenge else {name: name for name in classes}
     if heads is None:
-        raise InputError(
-            f"{files[0]}: its classes ({', '.join(classes)}) are not those of {said}; give records of another dataset by --records"
-        )
+        raise InputError(f"{files[0]}: its classes ({', '.join(classes)}) are not those of {said}; give them as records of another dataset")
     folders: dict[str, tuple[Path, ...]] = {}
     for path in files:
         name, root = str(read_record(path)["name"]), path.parent.parent if path.parent.name == "records" else path.parent

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from uxnet.errors import plural
 from uxnet.evaluation.scores import MEAN, Scores
 from uxnet.experiments.paper import Challenge, PaperRow, doubt, paper
 from uxnet.experiments.reproduce_records import (
@@ -287,7 +288,7 @@ def _notes(name: str, trials: Sequence[Trial], chosen: Mapping[str, Sequence[Sco
         shared = set.intersection(*(set(s.cases) for s in scores))
         # Of n pairs the test gives no p below 2 / 2^n.
         if 2 / 2 ** len(shared) >= ALPHA:
-            said.append(f"{trial.letter}: {len(shared)} cases in common are too few for any star.")
+            said.append(f"{trial.letter}: {plural(len(shared), 'case')} in common: too few for any star.")
         if any(len(s.cases) != len(shared) for s in scores):
             said.append(f"{trial.letter}: the networks were not all run on the same folds, so their means are over different cases.")
     if any(network_of(s) == "rapnet" for t in trials for s in chosen[t.letter]):

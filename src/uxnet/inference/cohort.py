@@ -29,7 +29,7 @@ from uxnet.io import claimed, lock_path, sha256, token_of, write_json
 from uxnet.io.files import sync_folder
 from uxnet.jobs import Cluster, shard, work
 from uxnet.labels import Labels
-from uxnet.model import Model, read_model
+from uxnet.model import Model, read_model, seen_by
 from uxnet.records import append_record
 
 __all__ = ["Outcome", "Scan", "find_scans", "predict", "read_models"]
@@ -295,7 +295,7 @@ def _write_summary(
     summary = {
         "uxnet": uxnet.__version__,
         "models": [
-            {"file": str(file), "name": model.recipe.name, "sha256": content}
+            {"file": str(file), "name": model.recipe.name, "sha256": content, "seen": seen_by([model])}
             for file, model, content in zip(paths, models, made_of.models, strict=True)
         ],
         "settings": json.loads(json.dumps(asdict(crew.settings), default=str)),

@@ -48,6 +48,7 @@ class TrainedSplit(Struct):
     """The cases of a model's fold."""
 
     train: list[str] = []
+    train_label_maps: list[str] = []
     validation: list[str] = []
     test: list[str] = []
     fold: Whole | str = ""
@@ -77,11 +78,12 @@ class Teacher(Struct):
 
 
 class Seen(Struct):
-    """Cases of a dataset that had a part in a model's weights."""
+    """Cases of a dataset that had a part in a model's weights, and their label maps by hash."""
 
     dataset: str | None
     fingerprint: str | None
     cases: list[str]
+    label_maps: list[str] = []
 
 
 class Provenance(TrainedStage):

@@ -61,6 +61,7 @@ class Evaluated(Struct):
     classes: dict[str, Any]
     cases: list[CaseScores]
     failures: list[Failed] = []
+    cases_seen_in_training: list[str] = []
 
 
 class Budget(Struct):
@@ -311,11 +312,21 @@ class PredictedScan(Struct):
     name: str
 
 
+class SeenCases(Struct):
+    """Of a dataset, the cases whose labels had a part in a model's weights, and their label maps by hash."""
+
+    dataset: str | None = None
+    fingerprint: str | None = None
+    cases: list[str] = []
+    label_maps: list[str] = []
+
+
 class PredictedModel(Struct):
     """A model of predict.json."""
 
     file: str
     sha256: str | None = None
+    seen: list[SeenCases] = []
 
 
 class PredictedBy(Struct):

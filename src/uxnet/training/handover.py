@@ -17,7 +17,7 @@ from uxnet.dataset.check import Inspection
 from uxnet.dataset.folds import Fold
 from uxnet.inference.engine_torch import TorchEngine, stage_network
 from uxnet.io.schemas import MetricsLine
-from uxnet.model import seen_by, write_model
+from uxnet.model import label_map_digests, seen_by, write_model
 from uxnet.networks.build import architecture, with_size
 from uxnet.recipe import Network, Recipe, Stage
 from uxnet.records import read_records
@@ -107,7 +107,7 @@ def _provenance(
         done = {"step": stage.step, "steps": stage.done.step, "skipped": stage.done.skipped, "seconds": round(stage.done.seconds, 1)}
         scores = {key: validations[-1][key] for key in ("dice", "classes")} if validations and split.validation else {}
         stages.append({"training": done, "validation": scores})
-    fingerprint = inspection.fingerprint.to_dict()
+    fingerprint, label_maps = inspection.fingerprint.to_dict(), inspection.fingerprint.label_maps
     before = [*(origin or {}).get("seen", ()), *(seen_by(teachers.models) if teachers else ())]
     return {
         "versions": {"uxnet": uxnet.__version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -124,6 +124,7 @@ def _provenance(
         "split": {
             "fold": fold,
             "train": list(split.train),
+            "train_label_maps": label_map_digests(label_maps[name] for name in split.train if name in label_maps),
             "validation": list(split.validation),
             "test": list(split.test),
         },

@@ -39,7 +39,7 @@ from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss
 from uxnet.training.showing import Showing
 from uxnet.training.teach import Teachers, teachers_from
-from uxnet.training.validate import Validation, validate
+from uxnet.training.validate import Validation, joined, validate
 
 
 def train(
@@ -139,7 +139,8 @@ def train(
         for doubt in same_scans(inspection, {"train": chosen.train, "validation": chosen.validation, "test": chosen.test}):
             report(Warn(f"{manifest.root}: {doubt}"))
         others = [*(taught.models if taught else ()), *([read_model(Path(init_from))] if init_from else ())]
-        warn_of_leaks(others, (*chosen.validation, *chosen.test), manifest.name, inspection.fingerprint.sha256, report)
+        known = inspection.fingerprint
+        warn_of_leaks(others, (*chosen.validation, *chosen.test), manifest.name, known.sha256, report, known.label_maps)
         # Until a checkpoint is there, a case that could not be prepared may be mended.
         if any(RunFiles(folder).last.exists() for folder in (out, *(out / f"stage_{n}" for n in range(len(recipe.stages))))):
             refuse_changed_cases(out / "inspection.json", inspection, (*chosen.train, *chosen.validation))
@@ -221,9 +222,8 @@ def _train_stage(run: _Run, network: nn.Module, engine: TrainingEngine, before: 
     def score() -> Validation:
         stages = run.recipe.stages[: number + 1]
         own = held_out[engine.rank :: engine.world]
-        parts = engine.every(lambda: dict(validate(own, engines, stages, labels, run.report, showing.case).cases))
-        scores = {name: dices for part in parts for name, dices in part.items()}
-        return Validation({case.name: scores[case.name] for case in held_out})
+        parts = engine.every(lambda: validate(own, engines, stages, labels, run.report, showing.case))
+        return joined(parts, [case.name for case in held_out])
 
     def validation_seconds() -> float:
         some, now = held_out[engine.rank : engine.rank + 2], clock(engine)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from uxnet.draw import curves
+from uxnet.draw import curves, line_colour
 from uxnet.errors import InputError
 from uxnet.evaluation.statistics import mean_of_counted
 from uxnet.events import Report, Warn
@@ -67,10 +68,10 @@ class Showing:
         validations = -(-self._training.steps // self._training.validate_every)
         last = stops_early([r["dice"] for r in scored], self._training.stop_after)
         try:
-            draw_curves(self._folder / "curves.png", records, self._title)
+            draw_curves(self._folder / "curves.png", records, self._title, self._labels)
             if self._kept and (last or picture_due(len(scored), validations)):
                 path = self._folder / "pictures" / f"step_{step:07d}.png"
-                kept = [self._kept[name] for name in self._chosen if name in self._kept]
+                kept = [_as_recorded(self._kept[name], scored[-1]) for name in self._chosen if name in self._kept]
                 picture(path, kept, self._labels, f"{self._title}, step {step}")
                 if self._board is not None:
                     self._board.picture("validation", path, step)
@@ -79,8 +80,14 @@ class Showing:
             self._report(Warn(f"step {step}: not drawn ({error})"))
 
 
-def draw_curves(path: Path, records: Sequence[Record], title: str) -> None:
-    """Draws a run's curves from its records."""
+def _as_recorded(case: Shown, record: Mapping[str, Any]) -> Shown:
+    """The case with the Dice that its record gives: which classes count is known once all cases are segmented."""
+    dices = record.get("cases", {}).get(case.name)
+    return case if dices is None else replace(case, dice=mean_of_counted(dices.values()))
+
+
+def draw_curves(path: Path, records: Sequence[Record], title: str, labels: Labels | None = None) -> None:
+    """Draws a run's curves from its records, in the colours that `labels` have in pictures."""
     steps = [r for r in records if r["kind"] == "step"]
     losses = [(r["step"], float(r["loss"])) for r in steps]
     rates = [(r["step"], float(r["learning_rate"])) for r in steps]
@@ -91,4 +98,5 @@ def draw_curves(path: Path, records: Sequence[Record], title: str) -> None:
             for name, value in {"mean": record["dice"], **record["classes"]}.items():
                 if value is not None:
                     scores.setdefault(name, []).append((record["step"], value))
-    curves(path, losses=losses, scores=scores, rates=rates, seconds=seconds, title=title)
+    colours = {} if labels is None else {name: line_colour(labels.colour(name)) for name in labels.classes}
+    curves(path, losses=losses, scores=scores, rates=rates, seconds=seconds, title=title, colours=colours)
