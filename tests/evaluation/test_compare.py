@@ -408,12 +408,12 @@ def test_records_that_do_not_fit_are_refused(tmp_path, second, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda data: data["cases"][1]["classes"]["a"].update(dice=math.nan), "a.dice is not a finite number"),
-        (lambda data: data["cases"][1]["classes"]["a"].update(hd95_mm=math.inf), "a.hd95_mm is not a finite number"),
-        (lambda data: data["cases"][1]["classes"]["a"].update(reference_ml=-math.inf), "a.reference_ml is not a finite number"),
-        (lambda data: data.get("evaluation", data.get("settings")).update(tolerance_mm=math.nan), "tolerance_mm is not a finite number"),
-        (lambda data: data["cases"][1]["classes"]["a"].update(nsd=1.5), "p2 has 1.5 as nsd of a"),
-        (lambda data: data["cases"][1]["classes"]["a"].update(hd95_mm=-1), "p2 has -1 as hd95_mm of a"),
+        (lambda data: data["cases"][1]["classes"]["a"].update(dice=math.nan), "a.dice: expected a finite number"),
+        (lambda data: data["cases"][1]["classes"]["a"].update(hd95_mm=math.inf), "a.hd95_mm: expected a finite number"),
+        (lambda data: data["cases"][1]["classes"]["a"].update(reference_ml=-math.inf), "a.reference_ml: expected a finite number"),
+        (lambda data: data.get("evaluation", data.get("settings")).update(tolerance_mm=math.nan), "tolerance_mm: expected a finite number"),
+        (lambda data: data["cases"][1]["classes"]["a"].update(nsd=1.5), "a.nsd: expected a number of at most 1.0, got 1.5"),
+        (lambda data: data["cases"][1]["classes"]["a"].update(hd95_mm=-1), "a.hd95_mm: expected a number of at least 0.0, got -1"),
     ],
 )
 def test_numbers_that_are_no_scores_are_refused_by_place(tmp_path, change, words):
@@ -425,11 +425,14 @@ def test_numbers_that_are_no_scores_are_refused_by_place(tmp_path, change, words
 
 
 def test_cases_of_the_training_are_said(tmp_path):
-    write(tmp_path / "a.json", evaluated({"p1": 0.5, "p2": 0.5}, cases_seen_in_training=["p2", "p3", 4]))
-    write(tmp_path / "b.json", evaluated({"p1": 0.5, "p2": 0.5}, cases_seen_in_training=7))
+    write(tmp_path / "a.json", evaluated({"p1": 0.5, "p2": 0.5}, cases_seen_in_training=["p2", "p3"]))
+    write(tmp_path / "b.json", evaluated({"p1": 0.5, "p2": 0.5}))
     notes = compare(read_scores([tmp_path / "a.json", tmp_path / "b.json"])).notes
     assert "a was trained on 1 of the 2 cases (p2): its scores do not say how good it is on others." in notes
     assert not any("b was trained" in note for note in notes)
+    write(tmp_path / "b.json", evaluated({"p1": 0.5, "p2": 0.5}, cases_seen_in_training=7))
+    with pytest.raises(InputError, match="cases_seen_in_training: expected a list, got a whole number"):
+        read_scores([tmp_path / "b.json"])
 
 
 def test_no_records_are_refused(tmp_path):

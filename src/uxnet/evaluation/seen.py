@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from uxnet.errors import InputError, plural, shortened
 from uxnet.evaluation.pairs import folder_of
 from uxnet.events import Report, Warn
 from uxnet.io import read_json, sha256
-from uxnet.io.checked import read_as
-from uxnet.io.schemas import PredictedBy
+from uxnet.io.checked import as_kind, read_as
+from uxnet.io.schemas import PredictedBy, PredictedModel
 from uxnet.model import cases_among, read_model, seen_by
 from uxnet.shipped import BOX
 
@@ -39,16 +40,18 @@ def warn_of_seen(predicted: Path, reference: Path, label_maps: Mapping[str, str]
 
 def _models_of(folder: Path) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]]:
     """The name of each model that a predict.json (or a shard's) tells of, once, and what it has seen."""
-    told = set()
+    entries: list[Any] = []
     for path in sorted(folder.glob("predict*.json")):
+        with contextlib.suppress(InputError):
+            entries += read_as(path, PredictedBy).models
+    told = set()
+    for entry in entries:
         try:
-            models = read_as(path, PredictedBy).models
-        except InputError:
+            model = as_kind(entry, PredictedModel)
+        except ValueError:
             continue
-        for model in models:
-            if (model.sha256 or model.file) in told:
-                continue
-            told.add(model.sha256 or model.file)
+        if (content := model.sha256 or model.file) not in told:
+            told.add(content)
             yield Path(model.file).name, [asdict(part) for part in model.seen] or _read(Path(model.file), model.sha256, folder)
 
 

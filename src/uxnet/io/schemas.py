@@ -330,9 +330,9 @@ class PredictedModel(Struct):
 
 
 class PredictedBy(Struct):
-    """predict.json, whose models made what lies beside it."""
+    """predict.json, whose models (`PredictedModel`) made what lies beside it."""
 
-    models: list[PredictedModel] = []
+    models: list[Any] = []
 
 
 ScanTable = dict[str, str | list[str]]
