@@ -447,7 +447,7 @@ def test_cases_of_the_training_are_known_wherever_evaluate_is_called_and_whateve
     for strange in (
         5,
         [5],
-        [{"file": 5}],
+        [{"file": 5}, {"file": "x", "sha256": [1]}],
         [{"file": "x\0", "sha256": 7}],
         [{"file": "y" * 300, "sha256": "0", "seen": {}}],
         [{"file": "z", "seen": [{"cases": 3}]}],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from uxnet.draw.page import GREY, GRID, INK, hex_colour, line_inch, text_inch, wrapped
 from uxnet.labels import Labels
@@ -93,7 +93,7 @@ def draw_frame(figure: Figure, frame: Frame, labels: Labels, *, column_inch: flo
 
     height = float(figure.get_figheight())
 
-    def write(x: float, y: float, text: str, **style: object) -> None:
+    def write(x: float, y: float, text: str, **style: Any) -> None:
         figure.text(x / frame.width, y / height, text, **{"color": INK, **style})
 
     if frame.title:

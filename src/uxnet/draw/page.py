@@ -95,7 +95,7 @@ def wrapped(text: str, width_inch: float, points: float, bold: bool = False) -> 
             lines += [line] if line else []
             line = word
             while len(line) > 1 and not fits(line):
-                most = max(1, bisect_right(range(1, len(line)), width_inch, key=lambda n, line=line: text_inch(line[:n], points, bold)))
+                most = max(1, bisect_right([text_inch(line[:n], points, bold) for n in range(1, len(line))], width_inch))
                 behind = max((n for n in range(most // 2, most + 1) if n and line[n - 1] in "_-./"), default=most)
                 lines.append(line[:behind])
                 line = line[behind:]

@@ -226,8 +226,8 @@ def _notes(scores: Sequence[Scores], shared: set[str], persons: Mapping[str, str
         if s.failed:
             count = plural(len(s.failed), "case")
             notes.append(f"{s.name} failed on {count}, which no mean here and no test of it includes: {shortened(s.failed)}.")
-        if known := sorted(shared.intersection(s.seen)):
-            which = f"{len(known)} of the {plural(len(shared), 'case')} ({shortened(known, 3)})"
+        if trained := sorted(shared.intersection(s.seen)):
+            which = f"{len(trained)} of the {plural(len(shared), 'case')} ({shortened(trained, 3)})"
             notes.append(f"{s.name} was trained on {which}: its scores do not say how good it is on others.")
     stated = {key: [value for s in scores if (value := _of(s, key)) is not None] for key in COMMON}
     differing = [key.removesuffix("_sha256") for key, values in stated.items() if any(v != values[0] for v in values)]

@@ -220,7 +220,7 @@ def evaluate_files(
         report(Warn(f"{predicted}: predictions and references are the same files, so every score is perfect; check the two paths"))
     if found.unused:
         which = shortened((path.name for path in found.unused), 3)
-        report(Warn(f"{predicted}: {plural(len(found.unused), 'prediction')} without a reference, which do not count: {which}"))
+        report(Warn(f"{predicted}: {plural(len(found.unused), 'prediction')} without a reference left out: {which}"))
     for folder in dict.fromkeys(path.parent for path in found.unread):
         report(Warn(f"{folder}: {unread_message([path for path in found.unread if path.parent == folder])}"))
     result = evaluate_pairs(found.pairs, names, tolerance_mm=tolerance_mm, empty=empty, report=report)

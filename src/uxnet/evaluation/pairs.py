@@ -71,8 +71,9 @@ def find_pairs(predicted: Path, reference: Path, *, only_predicted: bool = False
             raise InputError(
                 f"{others.path}: it has no file of the name {case_name(single)} (.nii.gz or .nii) to go with {single}; {there}"
             )
-    if single := next((path for path in (predicted, reference) if path.is_file()), None):
-        wanted = {case_name(single)}
+    alone = next((path for path in (predicted, reference) if path.is_file()), None)
+    if alone:
+        wanted = {case_name(alone)}
     else:
         # A reference of another format counts where a prediction says that it is a case, and no picture of something else.
         other = theirs.unread.keys() & (ours.read.keys() | ours.unread.keys())
@@ -84,8 +85,8 @@ def find_pairs(predicted: Path, reference: Path, *, only_predicted: bool = False
         raise InputError(_no_match(ours, theirs, cases))
     left_out = tuple(one.name for one in found if isinstance(one, Failure) and only_predicted and one.missing)
     # What is of no case that was asked for is neither unused nor unread.
-    strange = [] if single or cases is not None else [name for name in sorted(ours.read) if name not in wanted]
-    unread = [] if single else [f for side in (ours, theirs) for name, files in side.unread.items() if name not in wanted for f in files]
+    strange = [] if alone or cases is not None else [name for name in sorted(ours.read) if name not in wanted]
+    unread = [] if alone else [f for side in (ours, theirs) for name, files in side.unread.items() if name not in wanted for f in files]
     return Pairs(pairs, failures, tuple(path for name in strange for path in ours.read[name]), left_out, tuple(unread))
 
 
