@@ -30,6 +30,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/networks.py
 	$(if $(CT),$(BIN)/python benchmarks/inference.py $(CT))
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/fuzz.py
 	$(BIN)/python benchmarks/plan_memory.py
 	$(if $(HIPPOCAMPUS),$(BIN)/python benchmarks/data_path.py $(HIPPOCAMPUS) --cases 64 --rounds 9)
 	$(if $(HIPPOCAMPUS),$(BIN)/python benchmarks/training.py $(HIPPOCAMPUS))

@@ -19,6 +19,7 @@ from uxnet.recipe import (
     with_network,
     with_overrides,
 )
+from uxnet.recipe.identity import earlier_sha256, recipe_sha256
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -265,6 +266,23 @@ def test_a_file_with_the_name_of_a_recipe_in_the_box_is_not_taken_for_it(tmp_pat
     assert load_recipe("hippocampus").name == "hippocampus"
 
 
+def test_a_recipe_is_known_by_its_values_whatever_writes_its_file(monkeypatch):
+    from uxnet.recipe import toml
+
+    def made(learning_rate, settings):
+        stage = {"network": {"name": "uxnet", "settings": settings}, "optimiser": {"learning_rate": learning_rate}}
+        return recipe_from_dict({"name": "x", "stages": [stage]})
+
+    recipe = made(1, {"kernel": 3, "drop_path": 0.0, "widths": [4, 8]})
+    known = recipe_sha256(recipe)
+    assert recipe_sha256(made(1.0, {"widths": [4, 8], "drop_path": 0, "kernel": 3})) == known
+    assert recipe_sha256(recipe_from_dict(tomllib.loads(recipe_to_toml(recipe)))) == known
+    assert recipe_sha256(made(1.5, recipe.stages[0].network.settings)) != known
+    assert recipe_sha256(made(1, {**recipe.stages[0].network.settings, "widths": [8, 4]})) != known
+    monkeypatch.setattr(toml.tomli_w, "dumps", lambda data: "otherwise")
+    assert recipe_sha256(recipe) == known
+
+
 def test_runs_and_records_know_their_recipe_by_a_hash_that_later_keys_do_not_change():
     """What was begun before there was a key goes on: records name the recipe of their folder by the hash of its text."""
     results = Path(__file__).parent.parent / "results"
@@ -272,7 +290,10 @@ def test_runs_and_records_know_their_recipe_by_a_hash_that_later_keys_do_not_cha
     for record in results.rglob("records/*.json"):
         recipe = next(folder / "recipe.toml" for folder in record.parents if (folder / "recipe.toml").exists())
         text = recipe_to_toml(load_recipe(recipe))
-        assert hashlib.sha256(text.encode()).hexdigest() == json.loads(record.read_text())["recipe_sha256"], record
+        known = json.loads(record.read_text())
+        # Records of versions before canonical JSON have no other hash than that of the text.
+        assert hashlib.sha256(text.encode()).hexdigest() == known.get("recipe_toml_sha256", known["recipe_sha256"]), record
+        assert earlier_sha256(load_recipe(recipe)) == hashlib.sha256(text.encode()).hexdigest()
         found += 1
     assert found > 40
     stage = {"network": {"name": "uxnet"}, "loss": {"taught": 0.25}}

@@ -21,6 +21,7 @@ from uxnet.errors import Cancelled, InputError, UsageError, UxnetError, VolumeEr
 from uxnet.events import Note, Progress
 from uxnet.geometry import Geometry
 from uxnet.io import read_geometry
+from uxnet.io.schemas import MetricsLine
 from uxnet.jobs import shard, work
 from uxnet.records import append_record, keep_records, read_records
 
@@ -54,6 +55,33 @@ def test_what_is_no_record_is_left_out(tmp_path):
     path = tmp_path / "run.jsonl"
     path.write_text('{"step": 1}\n\n[1]\n3\nnull\nnonsense\n{"step": 2}\n')
     assert read_records(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_lines_that_do_not_fit_count_as_not_there_and_are_said_once(tmp_path):
+    path, heard = tmp_path / "metrics.jsonl", []
+    step = {"kind": "step", "step": 1, "loss": "nan", "learning_rate": 0.1, "seconds": 0.5}
+    validation = {"kind": "validation", "step": 1, "dice": None, "classes": {"a": None, "b": 0.5}}
+    odd = [
+        {**step, "step": "1"},
+        {**step, "loss": "low"},
+        {"step": 1},
+        {**validation, "classes": {"a": float("inf")}},
+        {**validation, "dice": 2},
+    ]
+    for record in (step, *odd, validation, {"kind": "of a later version", "step": 2}):
+        append_record(path, record)
+    assert [r["kind"] for r in read_records(path, MetricsLine, heard.append)] == ["step", "validation", "of a later version"]
+    (said,) = heard
+    assert said.message.endswith(
+        "metrics.jsonl: 5 lines are not as expected and count as not there (line 2: step: expected a whole number, got text)"
+    )
+    keep_records(path, lambda record: record["step"] == 1, MetricsLine)
+    assert read_records(path) == [step, validation]
+
+
+def test_records_that_cannot_be_read_are_said_by_their_file(tmp_path):
+    with pytest.raises(InputError, match=rf"{tmp_path.name}: cannot be read"):
+        read_records(tmp_path)
 
 
 def test_records_are_kept_by_what_they_say(tmp_path):
@@ -262,6 +290,7 @@ def test_whoever_is_killed_leaves_no_process(tmp_path):
     code = f"""
 import sys
 sys.path[:0] = {sys.path!r}
+from uxnet.io.schemas import MetricsLine
 from uxnet.jobs import shard, work
 from job_units import plain
 if __name__ == "__main__":

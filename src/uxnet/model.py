@@ -36,7 +36,9 @@ from safetensors.numpy import save as save_safetensors
 import uxnet
 from uxnet.errors import LabelsError, ModelError, RecipeError, shortened
 from uxnet.events import Report, Warn
-from uxnet.io import as_json, atomic, json_value, misfit
+from uxnet.io import as_json, atomic, json_value
+from uxnet.io.checked import as_kind
+from uxnet.io.model_json import ModelDescription, Variant
 from uxnet.labels import Labels, labels_from_dict
 from uxnet.recipe import Recipe, recipe_from_dict, recipe_to_dict
 
@@ -47,41 +49,6 @@ Weights = Mapping[str, NDArray[Any]]
 
 # What zipfile raises over damaged bytes, RuntimeError for a part that calls itself encrypted, or JSON that is nested too deeply.
 _DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error)
-
-# What model.json has to say of what is read from it here and elsewhere. Of engines that are not known any files may be declared.
-_SCORES = {"dice?": (None, float), "classes?": {str: (None, float)}}
-_STAGE = {"training?": {"step?": int, "steps?": int}, "validation?": _SCORES}
-_PROVENANCE = {
-    **_STAGE,
-    "stages?": [_STAGE],
-    "versions?": {str: object},
-    "precision?": str,
-    "dataset?": {"name?": str, "licence?": (None, str), "fingerprint?": {"sha256?": str}},
-    "split?": {"train?": [str], "train_label_maps?": [str], "validation?": [str], "test?": [str], "fold?": (int, str)},
-    "converted?": {"file": str, "sha256": str, "preparation": str},
-    "init_from?": {"model": str, "sha256": str, "summary": str},
-    "teachers?": [{"model": str, "sha256": str}],
-    "seen?": [{"dataset": (None, str), "fingerprint": (None, str), "cases": [str], "label_maps?": [str]}],
-}
-_DESCRIPTION = {
-    "uxnet": str,
-    "name": str,
-    "channels": [str],
-    "labels": {},
-    "stages": [{"network": str, "weights": str, "sha256": str, "parameters": int}],
-    "recipe": {},
-    "provenance": _PROVENANCE,
-}
-_VARIANT = {
-    "engine": str,
-    "precision": str,
-    "stage": int,
-    "window": [int],
-    "files": {},
-    "weights_sha256": str,
-    "made_with?": {str: object},
-    "dice?": {"float32": float, "int8": float, "cases": int},
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,11 +126,10 @@ def read_model(path: Path) -> Model:
         ModelError: if the file is missing, damaged, no model, or of a newer schema.
     """
     description = _description(path)
-    if wrong := misfit(description, _DESCRIPTION):
-        raise ModelError(f"{path}: its model.json is not as expected ({wrong})")
     try:
+        as_kind(description, ModelDescription)
         recipe, labels = recipe_from_dict(description["recipe"]), labels_from_dict(description["labels"])
-    except (RecipeError, LabelsError) as error:
+    except (ValueError, RecipeError, LabelsError) as error:
         raise ModelError(f"{path}: its model.json is not as expected ({error})") from error
     if len(description["stages"]) != len(recipe.stages):
         raise ModelError(f"{path}: its model.json has {len(description['stages'])} stages, and its recipe {len(recipe.stages)}")
@@ -278,8 +244,10 @@ def variants(model: Model) -> list[Mapping[str, Any]]:
         ModelError: if they are not declared as they should be.
     """
     declared: list[Mapping[str, Any]] = model.description.get("variants", [])
-    if wrong := misfit(declared, [_VARIANT], "variants"):
-        raise ModelError(f"{model.path}: its model.json does not declare its variants as expected ({wrong}); copy the file anew")
+    try:
+        as_kind(declared, list[Variant], "variants")
+    except ValueError as wrong:
+        raise ModelError(f"{model.path}: its model.json does not declare its variants as expected ({wrong}); copy the file anew") from wrong
     return declared
 
 
@@ -370,9 +338,9 @@ def _as_json(description: Mapping[str, Any]) -> bytes:
 
 
 def _description(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ModelError(f"{path}: there is no such model file")
     try:
+        if not path.is_file():
+            raise ModelError(f"{path}: there is no such model file")
         with _opened(path) as archive:
             description = json_value(archive.read("model.json"))
     except _DAMAGE as error:

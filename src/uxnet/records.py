@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uxnet.errors import InputError
+from uxnet.events import Report, Warn, silent
 from uxnet.io import as_json, atomic, json_value, lock
 
 Record = dict[str, Any]
@@ -34,30 +35,59 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
         raise _not_written(path, error) from error
 
 
-def read_records(path: Path) -> list[Record]:
-    """Every whole line, in order; a line that was cut off by a crash is left out. No file gives no records."""
+def read_records(path: Path, kind: Any = dict, report: Report = silent) -> list[Record]:
+    """Every whole line, in order; a line that was cut off by a crash, or is no record, is left out. No file gives no records.
+
+    Args:
+        kind: a type of `io.schemas`: lines that do not fit it are left out, too.
+        report: is warned once of those.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    from uxnet.io.checked import as_kind
+
     if not path.exists():
         return []
-    records = []
-    for line in path.read_bytes().split(b"\n"):
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); see to its rights, or move it elsewhere") from error
+    records, unfit = [], []
+    for number, line in enumerate(lines, start=1):
         try:
             record = json_value(line)
         except ValueError:
             continue
         if isinstance(record, dict):
-            records.append(record)
+            try:
+                as_kind(record, kind)
+                records.append(record)
+            except ValueError as error:
+                unfit.append(f"line {number}: {error}")
+    if unfit:
+        report(Warn(f"{path}: {_unusable(len(unfit))} ({unfit[0]})"))
     return records
 
 
-def keep_records(path: Path, keep: Callable[[Record], bool]) -> None:
+def _unusable(lines: int) -> str:
+    if lines == 1:
+        return "a line is not as expected and counts as not there"
+    return f"{lines} lines are not as expected and count as not there"
+
+
+def keep_records(path: Path, keep: Callable[[Record], bool], kind: Any = dict, report: Report = silent) -> None:
     """Rewrites the file with only the records for which `keep` holds, whole or not at all.
 
+    Args:
+        kind, report: as in `read_records`; what does not fit is not kept.
+
     Raises:
-        InputError: if it cannot be written; it stays as it was.
+        InputError: if it cannot be read or written; it stays as it was.
     """
     if not path.exists():
         return
-    kept = [r for r in read_records(path) if keep(r)]
+    kept = [r for r in read_records(path, kind, report) if keep(r)]
     try:
         with atomic(path) as temporary:
             temporary.write_bytes(b"".join(as_json(r) + b"\n" for r in kept))

@@ -356,6 +356,17 @@ def test_cases_that_are_their_own_persons_are_nobodys(tmp_path):
         compare(found, by="person")
 
 
+def test_records_of_an_earlier_version_are_of_the_same_recipe_where_a_newer_one_says_so(tmp_path):
+    """Recipes are known by a hash of JSON; they were known by one of TOML, which newer records hold beside it."""
+    new, old = {"recipe_sha256": "a" * 64, "recipe_toml_sha256": "b" * 64}, {"recipe_sha256": "b" * 64}
+    for name, fold, hashes in (("uxnet", 0, old), ("uxnet", 1, new), ("b", 0, old), ("b", 1, old)):
+        write(tmp_path / f"records/{name}-fold{fold}.json", record(name, fold, {f"p{fold}": 0.5, f"q{fold}": 0.6}) | hashes)
+    assert not any("recipe" in note for note in compare(read_scores([tmp_path])).notes)
+    write(tmp_path / "records/b-fold1.json", record("b", 1, {"p1": 0.5}) | {"recipe_sha256": "c" * 64})
+    with pytest.raises(InputError, match="differ in recipe_sha256"):
+        read_scores([tmp_path])
+
+
 def test_files_of_evaluate_are_read_too(tmp_path):
     for name, dice in (("ours", 0.8), ("theirs", 0.7)):
         cases = [{"case": f"c{n}", "classes": {"a": dict.fromkeys(METRICS, dice + n / 100)}} for n in range(4)]
@@ -375,12 +386,16 @@ def test_files_of_evaluate_are_read_too(tmp_path):
         (record("uxnet", 1, {"q1": 0.5}, version=2), "version 2"),
         ({"schema": "something"}, "no record"),
         ({"cases": []}, "neither a record"),
-        (record("uxnet", 1, {}), "cases should not be empty"),
-        (record("uxnet", "1", {"q1": 0.5}), r"uxnet-fold1\.json: .*fold should be a whole number, and is text"),
-        (record("uxnet", 1, {"q1": 0.5}, gmac=None), "gmac should be a number, and is null"),
-        (record("uxnet", 1, {"q1": 0.5}, warnings=[{}]), r"warnings\[0\] should be text"),
+        (record("uxnet", 1, {}), "cases: expected a list that is not empty"),
+        (record("uxnet", "1", {"q1": 0.5}), r"uxnet-fold1\.json: fold: expected a whole number, got text"),
+        (record("uxnet", 1, {"q1": 0.5}, gmac=None), "gmac: expected a number, got null"),
+        (record("uxnet", 1, {"q1": 0.5}, warnings=[{}]), r"warnings\[0\]: expected text"),
         (record("uxnet", 1, {"q1": 0.5}, init={"model": "m.uxnet"}), "init.weights_sha256 is missing"),
-        (record("uxnet", 1, {"q1": "good"}), r"cases\[0\].classes\['a'\].dice should be a number, and is text"),
+        (record("uxnet", 1, {"q1": "good"}), r"cases\[0\].classes.a.dice: expected a number or null, got text"),
+        (record("uxnet", 1, {"q1": math.nan}), r"cases\[0\].classes.a.dice: expected a finite number;"),
+        (record("uxnet", 1, {"q1": 93.1}), r"cases\[0\].classes.a.dice: expected a number of at most 1.0, got 93.1"),
+        (record("uxnet", 1, {"q1": 0.5}, seconds_training=math.inf), "seconds_training: expected a finite number"),
+        (record("uxnet", 1, {"q1": 0.5}, budget={"core_seconds": 1}), 'budget: expected "core_seconds" and "threads", or "steps"'),
     ],
 )
 def test_records_that_do_not_fit_are_refused(tmp_path, second, words):
@@ -393,12 +408,12 @@ def test_records_that_do_not_fit_are_refused(tmp_path, second, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda data: data["cases"][1]["classes"]["a"].update(dice=math.nan), "a.dice is not a finite number"),
-        (lambda data: data["cases"][1]["classes"]["a"].update(hd95_mm=math.inf), "a.hd95_mm is not a finite number"),
-        (lambda data: data["cases"][1]["classes"]["a"].update(reference_ml=-math.inf), "a.reference_ml is not a finite number"),
-        (lambda data: data.get("evaluation", data.get("settings")).update(tolerance_mm=math.nan), "tolerance_mm is not a finite number"),
-        (lambda data: data["cases"][1]["classes"]["a"].update(nsd=1.5), "p2 has 1.5 as nsd of a"),
-        (lambda data: data["cases"][1]["classes"]["a"].update(hd95_mm=-1), "p2 has -1 as hd95_mm of a"),
+        (lambda data: data["cases"][1]["classes"]["a"].update(dice=math.nan), "a.dice: expected a finite number"),
+        (lambda data: data["cases"][1]["classes"]["a"].update(hd95_mm=math.inf), "a.hd95_mm: expected a finite number"),
+        (lambda data: data["cases"][1]["classes"]["a"].update(reference_ml=-math.inf), "a.reference_ml: expected a finite number"),
+        (lambda data: data.get("evaluation", data.get("settings")).update(tolerance_mm=math.nan), "tolerance_mm: expected a finite number"),
+        (lambda data: data["cases"][1]["classes"]["a"].update(nsd=1.5), "a.nsd: expected a number of at most 1.0, got 1.5"),
+        (lambda data: data["cases"][1]["classes"]["a"].update(hd95_mm=-1), "a.hd95_mm: expected a number of at least 0.0, got -1"),
     ],
 )
 def test_numbers_that_are_no_scores_are_refused_by_place(tmp_path, change, words):
@@ -410,11 +425,14 @@ def test_numbers_that_are_no_scores_are_refused_by_place(tmp_path, change, words
 
 
 def test_cases_of_the_training_are_said(tmp_path):
-    write(tmp_path / "a.json", evaluated({"p1": 0.5, "p2": 0.5}, cases_seen_in_training=["p2", "p3", 4]))
-    write(tmp_path / "b.json", evaluated({"p1": 0.5, "p2": 0.5}, cases_seen_in_training=7))
+    write(tmp_path / "a.json", evaluated({"p1": 0.5, "p2": 0.5}, cases_seen_in_training=["p2", "p3"]))
+    write(tmp_path / "b.json", evaluated({"p1": 0.5, "p2": 0.5}))
     notes = compare(read_scores([tmp_path / "a.json", tmp_path / "b.json"])).notes
     assert "a was trained on 1 of the 2 cases (p2): its scores do not say how good it is on others." in notes
     assert not any("b was trained" in note for note in notes)
+    write(tmp_path / "b.json", evaluated({"p1": 0.5, "p2": 0.5}, cases_seen_in_training=7))
+    with pytest.raises(InputError, match="cases_seen_in_training: expected a list, got a whole number"):
+        read_scores([tmp_path / "b.json"])
 
 
 def test_no_records_are_refused(tmp_path):

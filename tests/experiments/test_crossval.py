@@ -504,13 +504,27 @@ def test_scratch_and_fine_tuned_stand_in_one_cross_validation(whole, copied, tin
         crossval(tiny_dataset, recipe, copied, entries=ENTRIES[:1], init_from=model)
 
 
-def test_the_keys_of_fresh_networks_are_those_of_old_records(whole, tiny_dataset, recipe):
+def test_a_cross_validation_that_an_earlier_version_began_goes_on(copied, tiny_dataset, recipe):
+    """Its records know recipe and network by hashes of texts in TOML, as do the others, but as a second hash."""
+    from uxnet.evaluation.scores import read_scores
     from uxnet.recipe import load_recipe
+    from uxnet.recipe.identity import recipe_sha256
 
-    record = records(whole[0])["uxnet-fold0"]
-    trained, labels = load_recipe(whole[0] / "runs/uxnet-fold0/recipe.toml"), read_dataset(tiny_dataset).labels.to_dict()
+    file = copied / "records" / "uxnet-fold0.json"
+    record = json.loads(file.read_text())
+    assert record["recipe_sha256"] == recipe_sha256(recipe)
+    trained, labels = load_recipe(copied / "runs/uxnet-fold0/recipe.toml"), read_dataset(tiny_dataset).labels.to_dict()
     decides = [recipe_to_toml(trained), labels, record["split_sha256"], 0, record["dataset_sha256"], record["budget"], 1.0]
-    assert record["key"] == hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+    earlier = {"recipe_sha256": record.pop("recipe_toml_sha256"), "key": hashlib.sha256(json.dumps(decides).encode()).hexdigest()}
+    assert earlier["recipe_sha256"] == hashlib.sha256(recipe_to_toml(recipe).encode()).hexdigest()
+    file.write_text(json.dumps(record | earlier))
+    assert {o.status for o in crossval(tiny_dataset, recipe, copied)} == {"already"}
+    found = read_scores([copied])
+    assert {r["recipe_sha256"] for scores in found for r in scores.records} == {recipe_sha256(recipe)}
+    assert "differ in recipe" not in (copied / "README.md").read_text()
+    file.write_text(json.dumps(record | earlier | {"key": "1" * 64}))
+    with pytest.raises(InputError, match="made in another way"):
+        crossval(tiny_dataset, recipe, copied)
 
 
 def test_an_entry_may_be_the_recipes_own_network(tiny_dataset, recipe, tmp_path):

@@ -1,15 +1,20 @@
 """Files that are whole or not there, and folders that are in one hand at a time."""
 
 import os
+import re
 import subprocess
 import sys
 import time
+from typing import Annotated
 
 import pytest
+from msgspec import Meta, Struct
 
 from uxnet.errors import CheckpointError, DatasetError, UxnetError
-from uxnet.io import alone, atomic, claimed, clear_parts, misfit, read_json, write_json
+from uxnet.io import alone, atomic, claimed, clear_parts, read_json, write_json
 from uxnet.io import parts as parts_module
+from uxnet.io.checked import as_kind, read_as
+from uxnet.io.schemas import Number, Whole
 from uxnet.records import append_record, keep_records, read_records
 
 TAKEN = CheckpointError("taken")
@@ -37,23 +42,84 @@ def test_json_that_is_nested_too_deeply_is_refused_by_name(tmp_path, depth):
 
 
 @pytest.mark.parametrize(
-    ("value", "form", "said"),
+    ("text", "said"),
     [
-        ({"a": 1, "more": {}}, {"a": int, "b?": str}, ""),
-        ({"a": 1, "b": 2}, {"a": int, "b?": str}, "b should be text, and is a whole number"),
-        ({"a": {}}, {"a": {"b": int}}, "a.b is missing"),
-        ([[1.5, 2], []], [[float]], ""),
-        ([[1.5, "2"]], [[float]], "[0][1] should be a number, and is text"),
-        (10**400, float, "it should be a number, and is a whole number"),
-        (True, int, "it should be a whole number, and is true or false"),
-        ({"x": None, "y": 1}, {str: (None, int)}, ""),
-        ({"x": []}, {str: (None, int)}, "['x'] should be a whole number, and is a list [...]"),
-        (None, {}, "it should be an object {...}, and is null"),
-        ({"a": [None, "b"]}, {"a": object}, ""),
+        ('{"a": 1' + "0" * 400 + "}", "a whole number of 401 digits"),
+        ('{"a": 1' + "0" * 100_000 + "}", "a whole number of 100001 digits"),
+        ('{"liver": 1, "liver": 2}', "two different values under the key 'liver'"),
+        ('{"a": {"b": [1], "b": [true]}}', "two different values under the key 'b'"),
+        ("[]", "a JSON object {...} was expected, not list"),
+        ('{"a": "\udcff"}', "utf-8"),
+        ('{"a": 1', "cannot be read as JSON"),
     ],
 )
-def test_what_has_another_form_is_named_with_its_place(value, form, said):
-    assert misfit(value, form) == said
+def test_json_that_is_not_what_it_seems_is_refused_by_name(tmp_path, text, said):
+    path = tmp_path / "odd.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DatasetError, match=r"odd\.json: ") as found:
+        read_json(path, DatasetError)
+    assert said in str(found.value)
+
+
+def test_json_may_have_a_byte_order_mark_and_say_a_thing_twice(tmp_path):
+    path = tmp_path / "same.json"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"a": [1, null], "a": [1, null]}')
+    assert read_json(path) == {"a": [1, None]}
+
+
+class Inner(Struct):
+    whole: Whole
+    number: Number | None = None
+    more: dict[str, list[int]] = {}
+
+
+class Outer(Struct):
+    rows: Annotated[list[Inner], Meta(min_length=1)]
+    table: dict[str, Inner] = {}
+
+
+INNER = {"whole": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"rows": [INNER], "unknown": []}, ""),
+        ({}, "rows is missing"),
+        ([], "it: expected an object {...}, got a list"),
+        ({"rows": []}, "rows: expected a list that is not empty"),
+        ({"rows": [INNER, {}]}, "rows[1].whole is missing"),
+        ({"rows": [INNER, {"whole": "2"}]}, "rows[1].whole: expected a whole number, got text"),
+        ({"rows": [{"whole": True}]}, "rows[0].whole: expected a whole number, got true or false"),
+        ({"rows": [{"whole": 1.0}]}, "rows[0].whole: expected a whole number, got a number"),
+        ({"rows": [{"whole": 2**63}]}, "rows[0].whole: expected a whole number of at most 9223372036854775807, got 9223372036854775808"),
+        ({"rows": [{"whole": 1, "number": 10**400}]}, "rows[0].number: expected a finite number"),
+        ({"rows": [{"whole": 1, "number": float("nan")}]}, "rows[0].number: expected a finite number"),
+        ({"rows": [{"whole": 1, "number": float("inf")}]}, "rows[0].number: expected a finite number"),
+        ({"rows": [{"whole": 1, "number": []}]}, "rows[0].number: expected a number or null, got a list"),
+        (
+            {"rows": [INNER], "table": {"a": INNER, "the liver": {"whole": None}}},
+            "table['the liver'].whole: expected a whole number, got null",
+        ),
+        (
+            {"rows": [INNER], "table": {"a": INNER, "b": {"whole": 1, "more": {"x": [1], "y": [1, None]}}}},
+            "table.b.more.y[1]: expected a whole number, got null",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named_with_its_place(value, said):
+    if not said:
+        assert as_kind(value, Outer).rows[0].whole == 1
+        return
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        as_kind(value, Outer)
+
+
+def test_a_file_that_does_not_fit_is_named_with_what_to_do(tmp_path):
+    path = tmp_path / "some.json"
+    path.write_text('{"rows": [{"whole": null}]}')
+    with pytest.raises(DatasetError, match=r"some\.json: rows\[0\]\.whole: expected a whole number, got null; burn it$"):
+        read_as(path, Outer, DatasetError, "burn it")
 
 
 def test_a_process_that_dies_lets_go(tmp_path):

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from uxnet.dataset import store
 from uxnet.dataset.manifest import read_dataset
-from uxnet.errors import Cancelled, CheckpointError, DatasetError, InputError, RecipeError, TrainingError, UsageError
+from uxnet.errors import Cancelled, CheckpointError, DatasetError, InputError, Preempted, RecipeError, TrainingError, UsageError
 from uxnet.events import Note, Warn
 from uxnet.io import alone
 from uxnet.labels import Label, Labels
@@ -29,6 +29,7 @@ from uxnet.model import read_model, read_weights
 from uxnet.recipe import Network, load_recipe, recipe_to_toml, with_network, with_overrides
 from uxnet.records import read_records
 from uxnet.training import checkpoint, loop, showing
+from uxnet.training import identity as identity_module
 from uxnet.training import run as run_module
 from uxnet.training.run import train
 from uxnet.training.validate import Validation
@@ -598,6 +599,24 @@ def test_a_run_does_not_go_on_with_other_cases(go, whole, tiny_dataset, tmp_path
     go(out, resume=True)
     with pytest.raises(CheckpointError, match=brighter):
         go(out, resume=True, dataset=data)
+
+
+def test_a_run_that_an_earlier_version_began_goes_on_under_its_identity(go, whole, tmp_path, monkeypatch):
+    """Earlier versions hashed the text that the recipe's file has."""
+
+    def identity(out):
+        return checkpoint.weights_header(out / "checkpoints" / "last.safetensors")["identity"]
+
+    out, steps = tmp_path / "run", []
+    with monkeypatch.context() as earlier:
+        earlier.setattr(identity_module, "canonical_json", recipe_to_toml)
+        with pytest.raises(Preempted):
+            go(out, stopping=lambda: steps.append(1) or len(steps) == 3)
+    began = identity(out)
+    assert began != identity(whole)
+    go(out, resume=True)
+    assert_same_run(out, whole)
+    assert identity(out) == began
 
 
 def test_a_torn_checkpoint_is_named(go, whole, tmp_path):

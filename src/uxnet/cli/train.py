@@ -176,6 +176,7 @@ def _print_summary(model: Path, console: Console) -> None:
     from rich.table import Table
 
     from uxnet.cli.render import duration
+    from uxnet.io.schemas import MetricsLine
     from uxnet.model import read_model
     from uxnet.records import read_records
     from uxnet.training.watch import stalled_message, summary_rows
@@ -184,7 +185,7 @@ def _print_summary(model: Path, console: Console) -> None:
     provenance, planned = found.provenance, found.recipe.stages[-1].training.steps
     training, cases = provenance["training"], len(provenance["split"]["validation"])
     stages = sorted(model.parent.glob("stage_*/metrics.jsonl"))
-    records = read_records(stages[-1] if stages else model.parent / "metrics.jsonl")
+    records = read_records(stages[-1] if stages else model.parent / "metrics.jsonl", MetricsLine)
     rows = summary_rows(records, training["step"])
     table = Table(box=None, pad_edge=False)
     for name in ("class", "Dice", "best", "at step"):

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 from uxnet.errors import DatasetError
 from uxnet.io import atomic, read_json, write_json
+from uxnet.io.checked import as_kind
+from uxnet.io.schemas import CachedDescription
 
 VERSION = 4  # of what is in the files: raised where the same scan and recipe would be prepared otherwise
 _ALIGN = 64  # also the length of a key
@@ -202,17 +204,18 @@ def read_description(folder: Path, name: str) -> Description | None:
     if data.get("version") != VERSION:
         return None
     try:
-        return Description(
-            key=str(data["key"]),
-            files=tuple(Content(str(p), int(s), (int(a), int(b)), str(h)) for p, s, (a, b), h in data["files"]),
-            arrays={str(n): (str(t), tuple(map(int, s)), int(o)) for n, (t, s, o) in data["arrays"].items()},
-            places=tuple(map(int, data["places"])),
-            cut=tuple((int(lost), int(voxels)) for lost, voxels in data["cut"]),
-            size=int(data["size"]),
-            seal=str(data["seal"]),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{path}: it does not describe a cached case ({error!r})") from error
+        found = as_kind(data, CachedDescription)
+    except ValueError as wrong:
+        raise DatasetError(f"{path}: {wrong}; it does not describe a cached case") from wrong
+    return Description(
+        key=found.key,
+        files=tuple(Content(*file) for file in found.files),
+        arrays={name: (dtype, tuple(shape), offset) for name, (dtype, shape, offset) in found.arrays.items()},
+        places=tuple(found.places),
+        cut=tuple(found.cut),
+        size=found.size,
+        seal=found.seal,
+    )
 
 
 def open_case(folder: Path, name: str) -> CachedCase:

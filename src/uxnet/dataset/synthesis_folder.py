@@ -24,6 +24,8 @@ from uxnet.errors import DatasetError, InputError, UsageError, plural
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.geometry import axis_order
 from uxnet.io import case_name, images_in, read_json, read_labels, sha256, unread_message, write_image, write_json, write_labels
+from uxnet.io.checked import as_kind
+from uxnet.io.schemas import SynthesisRecord
 from uxnet.jobs import work
 
 SCHEMA = "uxnet synthesis"
@@ -280,15 +282,19 @@ def _claim(out: Path, said: dict[str, Any]) -> dict[str, str]:
     maps: dict[str, str] = {}
     if path.is_file():
         there = read_json(path, DatasetError)
+        try:
+            known = as_kind(there, SynthesisRecord).maps
+        except ValueError as wrong:
+            raise DatasetError(f"{path}: {wrong}; put the file back as it was, or choose another folder") from wrong
         for key in said:
             # Later maps may join; those that are there must be what they were.
-            differs = there.get(key) != said[key] if key != "maps" else any(there.get(key, {}).get(n, h) != h for n, h in said[key].items())
+            differs = there.get(key) != said[key] if key != "maps" else any(known.get(n, h) != h for n, h in said[key].items())
             if differs:
                 raise DatasetError(
                     f"{path}: the images there were made otherwise ({_difference(key, there.get(key), said[key])}); repeat the call as it "
                     "was, or choose another folder"
                 )
-        maps = there["maps"]
+        maps = known
     elif (out / "dataset.json").exists() or any(niftis(out / part) for part in ("imagesTr", "labelsTr")):
         raise DatasetError(f"{out}: this folder holds another dataset; choose another folder for the synthetic images")
     maps = dict(sorted({**maps, **said["maps"]}.items()))

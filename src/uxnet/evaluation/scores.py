@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import UNSET
 
 from uxnet.errors import InputError, shortened
 from uxnet.evaluation.metrics import METRICS
 from uxnet.evaluation.statistics import mean_of_counted
-from uxnet.io import misfit, read_json
+from uxnet.io import read_json
+from uxnet.io.checked import as_kind
+from uxnet.io.schemas import CrossvalRecord, Evaluated
 
 RECORD_SCHEMA = "uxnet crossval record"
 RECORD_VERSION = 1
@@ -24,41 +27,6 @@ MEAN = "mean"
 
 COMMON = ("recipe_sha256", "split_sha256", "dataset_sha256", "labels_sha256", "budget")
 """What all records of a cross-validation agree in; with it, networks are compared on equal terms."""
-
-_NUMBER = (None, float)
-_CASES = [
-    {
-        "case": str,
-        "person?": str,
-        "classes": {str: {**dict.fromkeys(METRICS, _NUMBER), "predicted_ml?": _NUMBER, "reference_ml?": float}},
-    }
-]
-_SETTINGS = {"tolerance_mm": float, "empty": str}
-_EVALUATED = {"settings": _SETTINGS, "classes": {}, "cases": _CASES, "failures?": [{"case": str}]}
-# What is read of a record, here and by whoever `read_scores` gives it to.
-_RECORD = {
-    **dict.fromkeys(("name", "network", "recipe", "protocol", "dataset", "keep"), str),
-    **{f"{key}?" if key == "labels_sha256" else key: str for key in COMMON if key != "budget"},  # records of old have none of labels
-    "fold": int,
-    "settings": {},
-    "budget": ({"core_seconds": float, "threads": int}, {"steps": [int, ...]}),
-    "parameters": int,
-    "gmac": float,
-    "patch": [int],
-    "steps": int,
-    "planned_steps?": int,
-    "skipped_steps": int,
-    "seconds_training": float,
-    **dict.fromkeys(("seconds_a_step?", "peak_memory_mb?", "peak_gpu_memory_mb?"), _NUMBER),
-    "warnings": [str],
-    "threads?": (None, int),
-    "machine?": (None, {"instructions?": (None, [str]), "gpus?": (None, [str])}),
-    "versions?": (None, {}),
-    "init?": (None, {"model": str, "weights_sha256": [str, ...], "recipe": str, "dataset": str}),
-    "curve?": (None, [{"step": int, "seconds": _NUMBER, "dice": _NUMBER}]),
-    "evaluation": _SETTINGS,
-    "cases": [*_CASES, ...],
-}
 
 Values = Mapping[str, Mapping[str, float | None]]
 """Class -> metric -> value, None where it does not count."""
@@ -113,6 +81,8 @@ def read_scores(sources: Sequence[str | Path]) -> tuple[Scores, ...]:
         for file in _files(path):
             scores = _read(file, name)
             found.setdefault(scores.name, []).append(scores)
+    records = [record for parts in found.values() for part in parts for record in part.records]
+    found = {name: [replace(part, records=with_one_hash(part.records, records)) for part in parts] for name, parts in found.items()}
     return tuple(_together(parts) for parts in found.values())
 
 
@@ -127,10 +97,21 @@ def read_record(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is no record of uxnet crossval; move it elsewhere")
     if data.get("version") != RECORD_VERSION:
         raise InputError(f"{path}: it is a record of version {data.get('version')!r}, this uxnet reads version {RECORD_VERSION}")
-    if wrong := misfit(data, _RECORD):
-        raise InputError(f"{path}: it is not as uxnet crossval writes a record ({wrong}); make it anew, or move it elsewhere")
-    _refuse_impossible(path, data)
+    try:
+        as_kind(data, CrossvalRecord)
+    except ValueError as wrong:
+        raise InputError(f"{path}: {wrong}; it is not as uxnet crossval writes a record: make it anew, or move it elsewhere") from wrong
     return {"labels_sha256": None, **data}
+
+
+def with_one_hash(records: Iterable[Mapping[str, Any]], known: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """The records; those of earlier versions, which know their recipe by a hash of TOML, by the hash that newer ones of it have.
+
+    Args:
+        known: records, of which those that have both hashes say which belong together.
+    """
+    same = {record["recipe_toml_sha256"]: record["recipe_sha256"] for record in known if record.get("recipe_toml_sha256")}
+    return tuple({**record, "recipe_sha256": same.get(record["recipe_sha256"], record["recipe_sha256"])} for record in records)
 
 
 def record_files(folder: Path) -> list[Path]:
@@ -200,59 +181,34 @@ def _files(path: Path) -> list[Path]:
 def _read(path: Path, name: str) -> Scores:
     data = read_json(path)
     recorded = "schema" in data
+    found: CrossvalRecord | Evaluated
     if recorded:
-        data = read_record(path)
-    elif wrong := misfit(data, _EVALUATED):
-        raise InputError(f"{path}: is neither a record of uxnet crossval nor a JSON file of uxnet evaluate ({wrong})")
+        found = as_kind(data := read_record(path), CrossvalRecord)
     else:
-        _refuse_impossible(path, data)
-    cases = {case["case"]: {c: {m: _number(values[m]) for m in METRICS} for c, values in case["classes"].items()} for case in data["cases"]}
-    persons = {case["case"]: case["person"] for case in data["cases"] if "person" in case}
+        try:
+            found = as_kind(data, Evaluated)
+        except ValueError as wrong:
+            raise InputError(f"{path}: {wrong}; it is neither a record of uxnet crossval nor a JSON file of uxnet evaluate") from wrong
+    cases = {one.case: {c: {m: _rounded(getattr(values, m)) for m in METRICS} for c, values in one.classes.items()} for one in found.cases}
+    persons = {one.case: one.person for one in found.cases if one.person is not UNSET}
     references = {
-        case["case"]: {c: float(values["reference_ml"]) for c, values in case["classes"].items() if "reference_ml" in values}
-        for case in data["cases"]
+        one.case: {c: values.reference_ml for c, values in one.classes.items() if values.reference_ml is not UNSET} for one in found.cases
     }
-    failed, told = tuple(failure["case"] for failure in data.get("failures", ())), data.get("cases_seen_in_training")
-    seen = tuple(case for case in told if isinstance(case, str) and case in cases) if isinstance(told, list) else ()
-    settings, own = (data["evaluation"], data["name"]) if recorded else (data["settings"], _own_name(path))
-    tolerance_mm, empty = float(settings["tolerance_mm"]), settings["empty"]
+    failed = () if isinstance(found, CrossvalRecord) else tuple(failure.case for failure in found.failures)
+    seen = () if isinstance(found, CrossvalRecord) else tuple(case for case in found.cases_seen_in_training if case in cases)
+    scoring, own = (found.evaluation, found.name) if isinstance(found, CrossvalRecord) else (found.settings, _own_name(path))
     # Of a record as it is, the classes of its cases; a file of evaluate names them even where it has no case.
-    classes = tuple(data["classes"]) if not recorded else tuple(next(iter(cases.values()), {}))
+    classes = tuple(found.classes) if isinstance(found, Evaluated) else tuple(next(iter(cases.values()), {}))
     if not cases:
         raise InputError(f"{path}: it scores no case")
-    if len(cases) < len(data["cases"]) or any(tuple(values) != classes for values in cases.values()):
+    if len(cases) < len(found.cases) or any(tuple(values) != classes for values in cases.values()):
         raise InputError(f"{path}: it scores a case twice, or not all cases in the same classes; it has been changed by hand")
-    return Scores(name or own, classes, cases, tolerance_mm, empty, persons, (data,) if recorded else (), references, failed, seen)
+    records = (data,) if recorded else ()
+    return Scores(name or own, classes, cases, scoring.tolerance_mm, scoring.empty, persons, records, references, failed, seen)
 
 
-def _refuse_impossible(path: Path, data: Mapping[str, Any]) -> None:
-    """Refuses numbers that no file of ours holds: they would go on into means, ranks and tests, and nobody would see where they began.
-
-    Raises:
-        InputError: naming the first that is not finite, or the first score that is none.
-    """
-    if where := not_finite(data):
-        raise InputError(f"{path}: {where} is not a finite number; evaluate anew, or correct the file")
-    for case in data["cases"]:
-        for name, values in case["classes"].items():
-            for metric, most in (("dice", 1.0), ("nsd", 1.0), ("hd95_mm", math.inf)):
-                if values[metric] is not None and not 0 <= values[metric] <= most:
-                    raise InputError(
-                        f"{path}: {case['case']} has {values[metric]:g} as {metric} of {name}; evaluate anew, or correct the file"
-                    )
-
-
-def not_finite(value: Any, where: str = "") -> str:
-    """Where in a JSON value the first number stands that is NaN or infinite, such as "cases[3].classes.liver.dice"; empty for none."""
-    if isinstance(value, float):
-        return "" if math.isfinite(value) else where or "it"
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    found = (not_finite(item, f"{where}[{key}]" if isinstance(key, int) else f"{where}.{key}".lstrip(".")) for key, item in items)
-    return next(filter(None, found), "")
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else round(float(value), DIGITS)
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, DIGITS)
 
 
 def _own_name(path: Path) -> str:

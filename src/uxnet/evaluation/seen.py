@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import asdict
 
 from uxnet.errors import InputError, plural, shortened
 from uxnet.evaluation.pairs import folder_of
 from uxnet.events import Report, Warn
 from uxnet.io import read_json, sha256
+from uxnet.io.checked import as_kind, read_as
+from uxnet.io.schemas import PredictedBy, PredictedModel
 from uxnet.model import cases_among, read_model, seen_by
 from uxnet.shipped import BOX
 
@@ -35,37 +40,19 @@ def warn_of_seen(predicted: Path, reference: Path, label_maps: Mapping[str, str]
 
 def _models_of(folder: Path) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]]:
     """The name of each model that a predict.json (or a shard's) tells of, once, and what it has seen."""
-    told = set()
+    entries: list[Any] = []
     for path in sorted(folder.glob("predict*.json")):
+        with contextlib.suppress(InputError):
+            entries += read_as(path, PredictedBy).models
+    told = set()
+    for entry in entries:
         try:
-            entries = read_json(path).get("models")
-        except InputError:
+            model = as_kind(entry, PredictedModel)
+        except ValueError:
             continue
-        for entry in entries if isinstance(entries, list) else []:
-            if not isinstance(entry, dict):
-                continue
-            content, file = entry.get("sha256"), entry.get("file")
-            if not isinstance(file, str) or not isinstance(content, str | None) or (content or file) in told:
-                continue
-            told.add(content or file)
-            yield Path(file).name, _stated(entry.get("seen")) or _read(Path(file), content, folder)
-
-
-def _stated(seen: Any) -> list[Mapping[str, Any]]:
-    """What predict.json says that a model has seen, as far as it is in order."""
-    parts = [part for part in seen if isinstance(part, dict)] if isinstance(seen, list) else []
-    return [
-        {
-            "dataset": part.get("dataset"),
-            "fingerprint": part.get("fingerprint"),
-            **{key: _texts(part.get(key)) for key in ("cases", "label_maps")},
-        }
-        for part in parts
-    ]
-
-
-def _texts(value: Any) -> list[str]:
-    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+        if (content := model.sha256 or model.file) not in told:
+            told.add(content)
+            yield Path(model.file).name, [asdict(part) for part in model.seen] or _read(Path(model.file), model.sha256, folder)
 
 
 def _read(file: Path, content: str | None, folder: Path) -> list[dict[str, Any]]:

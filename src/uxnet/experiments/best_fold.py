@@ -57,5 +57,5 @@ def _best(folder: Path, name: str | None, report: Report) -> Path:
 
 def _validated(record: Mapping[str, Any]) -> float | None:
     """The validation Dice of the weights that were kept; None where the last steps were not validated."""
-    found = [point["dice"] for point in record.get("curve") or [] if point["step"] == record["kept_step"]]
+    found = [point["dice"] for point in record.get("curve") or [] if point["step"] == record.get("kept_step")]
     return None if not found or found[-1] is None else float(found[-1])

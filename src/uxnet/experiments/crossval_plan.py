@@ -22,6 +22,7 @@ from uxnet.experiments.crossval_unit import Unit, rounded
 from uxnet.io import atomic
 from uxnet.model import read_model
 from uxnet.recipe import Network, Recipe, load_recipe, other_keys, recipe_to_toml, toml_value
+from uxnet.recipe.identity import canonical_json, earlier_sha256, recipe_sha256
 
 PROTOCOL = "5x80-10-10"
 """Of the split, where none is there or given."""
@@ -148,7 +149,8 @@ def make_units(
     budgeted, said = _with_budget(recipe, budget, threads)
     common = {
         "recipe": recipe.name,
-        "recipe_sha256": _sha256(recipe_to_toml(recipe)),
+        "recipe_sha256": recipe_sha256(recipe),
+        "recipe_toml_sha256": earlier_sha256(recipe),  # by which records of earlier versions know it
         "protocol": split.protocol,
         "split_sha256": _sha256(json.dumps([asdict(fold) for fold in split.folds])),
         "dataset": manifest.name,
@@ -168,13 +170,13 @@ def make_units(
     units = []
     for fold in chosen:
         for entry, changed, facts in made:
-            decides = [recipe_to_toml(changed), manifest.labels.to_dict(), facts["split_sha256"], fold, facts["dataset_sha256"], said]
+            decides = [manifest.labels.to_dict(), facts["split_sha256"], fold, facts["dataset_sha256"], said, tolerance_mm]
             # Without a model to begin with, keys are what they were before there could be one.
-            begun = [facts["init"]["weights_sha256"]] if entry.init else []
-            key = _sha256(json.dumps([*decides, tolerance_mm, *begun]))
+            decides += [facts["init"]["weights_sha256"]] if entry.init else []
+            key, earlier = (_sha256(json.dumps([text, *decides])) for text in (canonical_json(changed), recipe_to_toml(changed)))
             title = {"name": entry.name, "fold": fold, "key": key}
             init = entry.init.absolute() if entry.init else None
-            units.append(Unit(entry.name, fold, changed, inspection, out, None, tolerance_mm, False, title | facts, init))
+            units.append(Unit(entry.name, fold, changed, inspection, out, None, tolerance_mm, False, title | facts, init, earlier))
     return units
 
 
@@ -349,7 +351,8 @@ def records_there(folder: Path, units: Sequence[Unit]) -> dict[str, Path]:
         if f"{record.get('name')}-fold{record.get('fold')}" != path.stem:
             raise InputError(f"{path}: it is the record of {record.get('name')} on fold {record.get('fold')}; give it its name back")
         for key in COMMON:
-            if record.get(key) != rounded(wanted[key]):
+            known_as = {"recipe_sha256": wanted["recipe_toml_sha256"]}.get(key)
+            if record.get(key) not in (rounded(wanted[key]), known_as):
                 raise InputError(
                     f"{path}: this record belongs to another cross-validation: its {key.removesuffix('_sha256')} is another "
                     f"({_shown(record.get(key))} instead of {_shown(wanted[key])}); choose another folder, or move the record away"
@@ -372,7 +375,7 @@ def records_there(folder: Path, units: Sequence[Unit]) -> dict[str, Path]:
                 "give the entry another name"
             )
         unit = by_title.get(path.stem)
-        if unit and record.get("key") != unit.facts["key"]:
+        if unit and record.get("key") not in (unit.facts["key"], unit.earlier_key):
             raise InputError(f"{path}: this record was made in another way than this call would make it; move it away")
         found[path.stem] = path
     return found

@@ -10,7 +10,9 @@ from typing import Any
 from uxnet.evaluation.compare import Comparison, compare
 from uxnet.evaluation.compare_text import markdown_table, to_dict, to_markdown
 from uxnet.evaluation.scores import COMMON, Scores, differences, read_scores, record_files
-from uxnet.io import atomic, read_json, write_json
+from uxnet.io import atomic, write_json
+from uxnet.io.checked import read_as
+from uxnet.io.schemas import Folds
 
 _MEDIANS = ("steps", "seconds_training", "seconds_a_step", "peak_memory_mb", "peak_gpu_memory_mb")
 
@@ -43,7 +45,7 @@ def compared(scores: Sequence[Scores]) -> Comparison | None:
 
 def folds_of(out: Path) -> int:
     """How many folds a cross-validation has."""
-    return len(read_json(out / "split.json")["folds"])
+    return len(read_as(out / "split.json", Folds).folds)
 
 
 def missing_folds(folds: int, scores: Sequence[Scores]) -> dict[str, list[int]]:

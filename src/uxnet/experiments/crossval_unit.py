@@ -26,7 +26,9 @@ from uxnet.evaluation.scores import DIGITS, RECORD_SCHEMA, RECORD_VERSION
 from uxnet.events import Event, Report, Warn
 from uxnet.inference.cohort import Scan, predict
 from uxnet.inference.unit import reset_peak, take_peak
-from uxnet.io import alone, read_json, write_json
+from uxnet.io import alone, write_json
+from uxnet.io.checked import read_as
+from uxnet.io.schemas import MetricsLine, Peaks, WarningLine
 from uxnet.model import read_model
 from uxnet.recipe import Recipe
 from uxnet.records import Record, append_record, read_records
@@ -44,6 +46,7 @@ class Unit:
     out: the cross-validation's folder; cache: of the prepared cases, None for one of its own.
     facts: what the record begins with: all that is known beforehand, the key among it.
     init: a model whose weights to begin with.
+    earlier_key: what versions before canonical JSON would have said for the record's key.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Unit:
     keep_labels: bool
     facts: Mapping[str, Any]
     init: Path | None = None
+    earlier_key: str = ""
 
     @property
     def manifest(self) -> Manifest:
@@ -163,7 +167,7 @@ def _done(place: Place, unit: Unit, report: Report) -> Path:
         "machine": _machine(place.device),
         "versions": {"uxnet": uxnet.__version__, **read_model(model).provenance["versions"]},
         "evaluation": {"tolerance_mm": evaluation.tolerance_mm, "empty": evaluation.empty, "seconds_a_case": seconds},
-        "warnings": list(dict.fromkeys(line["message"] for line in read_records(warned))),
+        "warnings": list(dict.fromkeys(line["message"] for line in read_records(warned, WarningLine))),
         "cases": _cases(evaluation, test, unit.manifest.grouped_by == "person"),
     }
     write_json(unit.record, rounded(record))
@@ -206,7 +210,7 @@ def _trained(model: Path, unit: Unit) -> dict[str, Any]:
     provenance = found.provenance
     stages = [stage["training"] for stage in provenance.get("stages", [{"training": provenance["training"]}])]
     folders = [unit.run] if len(stages) == 1 else [unit.run / f"stage_{n}" for n in range(len(stages))]
-    records = [read_records(folder / "metrics.jsonl") for folder in folders]
+    records = [read_records(folder / "metrics.jsonl", MetricsLine) for folder in folders]
     steps = sum(int(stage["steps"]) for stage in stages)
     # The model's recipe has the steps that a budget of time came to; `training.stop_after` may have ended the run before.
     planned = sum(stage.training.steps for stage in found.recipe.stages)
@@ -256,8 +260,8 @@ def _peaks(kept: Path, device: str) -> dict[str, Any]:
     peaks: dict[str, Any] = {"peak_memory_mb": take_peak(), "peak_gpu_memory_mb": None}
     if device.startswith("cuda"):
         peaks["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6)
-    before = read_json(kept) if kept.exists() else {}
-    peaks = {key: max((v for v in (value, before.get(key)) if v is not None), default=None) for key, value in peaks.items()}
+    before = read_as(kept, Peaks) if kept.exists() else Peaks()
+    peaks = {key: max((v for v in (value, getattr(before, key)) if v is not None), default=None) for key, value in peaks.items()}
     write_json(kept, peaks)
     return peaks
 

@@ -15,7 +15,7 @@ from typing import Any
 from uxnet.errors import InputError
 from uxnet.evaluation.compare import compare
 from uxnet.evaluation.metrics import METRICS
-from uxnet.evaluation.scores import COMMON, MEAN, Scores, read_record, read_scores, record_files
+from uxnet.evaluation.scores import COMMON, MEAN, Scores, read_record, read_scores, record_files, with_one_hash
 from uxnet.evaluation.statistics import mean_of_counted
 from uxnet.experiments.paper import Challenge, challenge_of, paper
 
@@ -100,14 +100,14 @@ def read_trials(sources: Mapping[str, Sequence[str | Path]]) -> tuple[Trial, ...
             to be of.
     """
     groups: dict[str, list[tuple[Path, str]]] = {}
-    for said, paths in sources.items():
-        for path in (file for source in paths for file in _records_in(Path(source))):
-            record = read_record(path)
-            scored = [record["evaluation"]["tolerance_mm"], record["evaluation"]["empty"], list(record["cases"][0]["classes"])]
-            key = json.dumps([said, *(record[key] for key in COMMON), *scored])
-            if path not in [known for known, _ in groups.setdefault(key, [])]:
-                groups[key].append((path, said))
-    trials = [_trial([path for path, _ in files], files[0][1]) for files in groups.values()]
+    files = [(path, said) for said, paths in sources.items() for source in paths for path in _records_in(Path(source))]
+    every = [read_record(path) for path, _ in files]
+    for (path, said), record in zip(files, with_one_hash(every, every), strict=True):
+        scored = [record["evaluation"]["tolerance_mm"], record["evaluation"]["empty"], list(record["cases"][0]["classes"])]
+        key = json.dumps([said, *(record[key] for key in COMMON), *scored])
+        if path not in [known for known, _ in groups.setdefault(key, [])]:
+            groups[key].append((path, said))
+    trials = [_trial([path for path, _ in group], group[0][1], every) for group in groups.values()]
     order = [*paper().challenges, ""]
     trials.sort(key=lambda t: order.index(t.challenge.name if t.challenge else ""))
     return tuple(
@@ -127,9 +127,9 @@ def _records_in(source: Path) -> list[Path]:
     return [path.absolute() for path in files]
 
 
-def _trial(files: Sequence[Path], said: str) -> Trial:
+def _trial(files: Sequence[Path], said: str, every: Sequence[Mapping[str, Any]]) -> Trial:
     scores = read_scores(files)
-    facts, classes = scores[0].records[0], scores[0].classes
+    (facts,), classes = with_one_hash(scores[0].records[:1], every), scores[0].classes
     challenge = paper().challenges[said] if said else challenge_of(str(facts["dataset"]), classes)
     heads = challenge.heads(classes) if challenge else {name: name for name in classes}
     if heads is None:

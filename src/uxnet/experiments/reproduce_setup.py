@@ -16,6 +16,8 @@ from uxnet.events import Report, silent
 from uxnet.experiments.paper import challenge_of, paper
 from uxnet.experiments.reproduce_text import Cell, Entry, Feet, PaperTable, Section
 from uxnet.io import read_json
+from uxnet.io.checked import as_kind
+from uxnet.io.schemas import InspectedDataset
 from uxnet.recipe import load_recipe
 from uxnet.recipe.settings import Stage
 
@@ -304,8 +306,7 @@ def _inspection(source: Path, workers: int, report: Report) -> dict[str, Any]:
     path = source / "inspection.json" if source.is_dir() else source
     data = read_json(path)
     try:
-        str(data["dataset"])
-        _described(data)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is no inspection of uxnet inspect (what fails: {error!r})") from error
+        as_kind(data, InspectedDataset)
+    except ValueError as wrong:
+        raise InputError(f"{path}: {wrong}; it is no inspection of uxnet inspect: make it anew") from wrong
     return data

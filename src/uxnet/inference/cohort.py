@@ -99,7 +99,7 @@ def predict(
     meaning = _meaning(labels, described, made_of)
     there = names_in(out)
     # Of all shards: each of them is to refuse what the others do.
-    known = read_ledger(out)
+    known = read_ledger(out, report)
     call = planned_units(scans, out, made_of, overwrite, known)
     units = call if part is None else shard(call, part)
     refuse_losses(call, units, out, there, meaning, overwrite, known)
@@ -294,7 +294,8 @@ def _write_summary(
     """predict.json: this call's scans, and those that earlier ones left there; models and settings of the call, and of each scan."""
     names = {outcome.name for outcome in outcomes}
     earlier = (read_if_there(path) or {}).get("scans", [])
-    kept = [scan for scan in earlier if isinstance(scan, dict) and scan.get("name") not in names] if isinstance(earlier, list) else []
+    told = [scan for scan in (earlier if isinstance(earlier, list) else []) if isinstance(scan, dict) and isinstance(scan.get("name"), str)]
+    kept = [scan for scan in told if scan["name"] not in names]
     summary = {
         "uxnet": uxnet.__version__,
         "models": [

@@ -16,10 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import asdict
+
 import uxnet
 from uxnet.errors import InputError
+from uxnet.events import Report, silent
 from uxnet.inference.settings import Settings
 from uxnet.io import sha256
+from uxnet.io.checked import as_kind
+from uxnet.io.schemas import Figures, PredictedLine
 from uxnet.records import Record, read_records
 
 OUTPUT_REVISION = "0.1.0"
@@ -96,16 +101,14 @@ def making(models: Sequence[Path], settings: Settings, probabilities: bool, tabl
     return Making(tuple(sha256(path) for path in models), deciding, probabilities, OUTPUT_REVISION, table, settings.cores)
 
 
-def read_ledger(folder: Path) -> dict[str, Record]:
-    """The latest record of each name; those that are damaged are left out, as if what they say was not done."""
+def read_ledger(folder: Path, report: Report = silent) -> dict[str, Record]:
+    """The latest record of each name; those that are damaged are left out, as if what they say was not done, and warned of."""
     latest: dict[str, Record] = {}
     for path in sorted(folder.glob("predict*.jsonl")):
-        for record in read_records(path):
-            kinds = {"name": str, "key": str, "finished": float, "outputs": dict, "figures": dict}
-            if all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
-                before = latest.get(record["name"])
-                if before is None or before["finished"] <= record["finished"]:
-                    latest[record["name"]] = record
+        for record in read_records(path, PredictedLine, report):
+            before = latest.get(record["name"])
+            if before is None or before["finished"] <= record["finished"]:
+                latest[record["name"]] = {**record, "figures": asdict(as_kind(record["figures"], Figures))}
     return latest
 
 
@@ -182,4 +185,8 @@ def _worded(value: Any, name: str = "") -> str:
         return " ".join(map(_worded, value)) or "nothing"
     if isinstance(value, float):
         return f"{value:g}"
-    return {None: "none" if name == "memory_limit" else "by the recipe", True: "yes", False: "no"}.get(value, str(value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "none" if name == "memory_limit" else "by the recipe"
+    return str(value)

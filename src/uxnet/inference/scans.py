@@ -11,7 +11,9 @@ from pathlib import Path
 
 from uxnet.errors import InputError, UsageError, shortened
 from uxnet.events import Note, Report, Warn, silent
-from uxnet.io import CHANNEL_NAME, case_name, images_in, misfit, read_json, unread_format, unread_message
+from uxnet.io import CHANNEL_NAME, case_name, images_in, unread_format, unread_message
+from uxnet.io.checked import read_as
+from uxnet.io.schemas import ScanTable
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _manifest(path: Path) -> list[Scan]:
-    data = read_json(path)
-    if wrong := misfit(data, {str: ([str], str)}):
-        raise InputError(f'{path}: no manifest; expected {{"name": "file" or ["channel 0", "channel 1"]}} ({wrong})')
+    data = read_as(path, ScanTable, otherwise='write a manifest as {"name": "file" or ["channel 0", "channel 1"]}')
     items = [(name, [files] if isinstance(files, str) else files) for name, files in data.items()]
     scans = [Scan(name, tuple(path.parent / file for file in files)) for name, files in items]
     unsafe = [scan.name for scan in scans if not scan.name or Path(scan.name).name != scan.name or not scan.files]

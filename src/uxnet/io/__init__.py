@@ -2,7 +2,6 @@
 
 from uxnet.io.files import as_json, atomic, json_value, read_json, sha256, write_json
 from uxnet.io.formats import ImagesFound, images_in, unread_format, unread_message
-from uxnet.io.forms import misfit
 from uxnet.io.labels_json import read_labels_file
 from uxnet.io.mapped import mapped_array
 from uxnet.io.nifti import CHANNEL_NAME, case_name, is_nifti, write_image, write_labels, write_probabilities
@@ -25,7 +24,6 @@ __all__ = [
     "lock",
     "lock_path",
     "mapped_array",
-    "misfit",
     "part_path",
     "read_geometry",
     "read_image",

@@ -15,6 +15,7 @@ from uxnet.io.parts import clear_parts, part
 
 _DEEPEST = 64
 _TOO_DEEP = f"it is nested more than {_DEEPEST} levels deep"
+_LONGEST = 308  # digits of a whole number that a float can hold
 
 
 @contextlib.contextmanager
@@ -66,10 +67,11 @@ def json_value(text: str | bytes) -> Any:
     """What a JSON text says.
 
     Raises:
-        ValueError: if it is no JSON, or is nested so deeply that whoever walks through it may not come back.
+        ValueError: if it is no JSON, is nested so deeply that whoever walks through it may not come back, holds a whole number that cannot
+            be computed with, or says two things under one key.
     """
     try:
-        value = json.loads(text)
+        value = _DECODER.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except RecursionError as error:
         raise ValueError(_TOO_DEEP) from error
     level = [value]
@@ -78,6 +80,24 @@ def json_value(text: str | bytes) -> Any:
         if not level:
             return value
     raise ValueError(_TOO_DEEP)
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _LONGEST:
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return int(digits)
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        for key, value in pairs:
+            if repr(table[key]) != repr(value):
+                raise ValueError(f"two different values under the key {key!r}")
+    return table
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_table, parse_int=_whole)
 
 
 def read_json(path: Path, kind: type[InputError] = InputError) -> dict[str, Any]:

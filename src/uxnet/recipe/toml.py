@@ -43,7 +43,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         raise UsageError(f"there is no recipe {str(name_or_path)!r}; in the box are {', '.join(recipe_names())}, or give a .toml file")
     try:
         return recipe_from_dict(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, RecipeError) as error:
+    except (ValueError, RecipeError) as error:  # no TOML, or whole numbers of more digits than Python reads
         raise RecipeError(f"recipe {name_or_path}: {error}") from error
     except RecursionError as error:
         raise RecipeError(f"recipe {name_or_path}: it is nested too deeply") from error
@@ -160,7 +160,7 @@ def toml_value(text: str) -> Any:
     """A value as TOML writes it, quotes around a word may be left out."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return text  # a bare word
 
 

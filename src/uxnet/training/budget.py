@@ -20,7 +20,9 @@ from torch import nn
 from uxnet.dataset.cache import CachedCase
 from uxnet.errors import Preempted
 from uxnet.events import Note, Report, silent
-from uxnet.io import read_json, write_json
+from uxnet.io import write_json
+from uxnet.io.checked import read_as
+from uxnet.io.schemas import TimeBudget
 from uxnet.recipe import Stage
 from uxnet.training.engine import TrainingEngine
 from uxnet.training.loop import Hooks, RunFiles, fit
@@ -62,11 +64,11 @@ def within_budget(
         measured = {"hours": hours, "steps": steps, "seconds_a_step": a_step, "seconds_a_validation": a_validation}
         engine.first(lambda: write_json(kept, measured))
     # Every process reads what the first one measured.
-    budget: Mapping[str, Any] = read_json(kept)
-    steps = int(budget["steps"])
+    budget = read_as(kept, TimeBudget, otherwise="put the file back as it was, or train into another folder")
+    steps = budget.steps
     report(
         Note(
-            f"{budget['hours']:g} h are {steps} steps: {budget['seconds_a_step']:.3g} s a step and {budget['seconds_a_validation']:.3g} s "
+            f"{budget.hours:g} h are {steps} steps: {budget.seconds_a_step:.3g} s a step and {budget.seconds_a_validation:.3g} s "
             f"for each validation, every {stage.training.validate_every} steps"
         )
     )

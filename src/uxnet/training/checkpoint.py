@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from uxnet.errors import CheckpointError
 from uxnet.io import atomic
+from uxnet.io.checked import as_kind
 from uxnet.training.engine import TrainingEngine
 from uxnet.training.tensor_file import save_file
 
@@ -114,7 +115,7 @@ def load_checkpoint(path: Path, state: State, engine: TrainingEngine, identity: 
         _fill(state.average, _part(tensors, "average."), "average")
         _fill_moments(state, _part(tensors, "optimiser."))
         engine.load_scaler_state(header["scaler"])
-        state.done = Progressed(**header["progressed"])
+        state.done = as_kind(header["progressed"], Progressed)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: the checkpoint does not fit the network ({error})") from error
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from uxnet.dataset.cases import some
 from uxnet.dataset.check import Inspection
 from uxnet.errors import CheckpointError, DatasetError
-from uxnet.io import read_json
+from uxnet.io.checked import as_kind, read_as
+from uxnet.io.schemas import InspectedContent
 
 _SAID = {
     "image_sha256": "image",
@@ -27,7 +28,7 @@ _SAID = {
 
 def content_hash(inspection: Inspection, names: Iterable[str]) -> str:
     """A hash of the voxels of these cases' images and label maps, and of their grids."""
-    cases = _cases(inspection.to_dict())
+    cases = _now(inspection)
     return hashlib.sha256(json.dumps([[name, *map(cases[name].get, _SAID)] for name in sorted(names)]).encode()).hexdigest()
 
 
@@ -43,7 +44,8 @@ def refuse_changed_cases(file: Path, inspection: Inspection, names: Sequence[str
     """
     if not file.is_file():
         return
-    before, now = _cases(read_json(file, DatasetError)), _cases(inspection.to_dict())
+    otherwise = "put the file back as it was, or train into another folder"
+    before, now = _cases(read_as(file, InspectedContent, DatasetError, otherwise)), _now(inspection)
     changed = []
     for name in names:
         then = before.get(name, {})
@@ -66,12 +68,16 @@ def weights_hash(weights: Sequence[Mapping[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def _cases(inspection: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _now(inspection: Inspection) -> dict[str, dict[str, Any]]:
+    return _cases(as_kind(inspection.to_dict(), InspectedContent))
+
+
+def _cases(inspection: InspectedContent) -> dict[str, dict[str, Any]]:
     """Case -> what is compared of it. A thousandth of a millimetre is no other grid: files are written in several precisions."""
     found = {}
-    for case in inspection.get("fingerprint", {}).get("cases", []):
-        facts = {key: case.get(key) for key in _SAID}
+    for case in inspection.fingerprint.cases:
+        facts = {key: getattr(case, key) for key in _SAID}
         for key in ("spacing_mm", "affine_ras"):
             facts[key] = (np.round(facts[key], 3) + 0.0).tolist() if facts[key] else None
-        found[str(case["name"])] = facts
+        found[case.name] = facts
     return found

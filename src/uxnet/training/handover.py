@@ -16,6 +16,7 @@ import uxnet
 from uxnet.dataset.check import Inspection
 from uxnet.dataset.folds import Fold
 from uxnet.inference.engine_torch import TorchEngine, stage_network
+from uxnet.io.schemas import MetricsLine
 from uxnet.model import label_map_digests, seen_by, write_model
 from uxnet.networks.build import architecture, with_size
 from uxnet.recipe import Network, Recipe, Stage
@@ -101,7 +102,7 @@ def _provenance(
     """Where a model came from: versions, data, split, and how the weights that were kept scored (the last stage's: the whole)."""
     stages = []
     for stage in trained:
-        records = read_records(stage.metrics)
+        records = read_records(stage.metrics, MetricsLine)
         validations = [r for r in records if r["kind"] == "validation" and r["step"] == stage.step]
         done = {"step": stage.step, "steps": stage.done.step, "skipped": stage.done.skipped, "seconds": round(stage.done.seconds, 1)}
         scores = {key: validations[-1][key] for key in ("dice", "classes")} if validations and split.validation else {}

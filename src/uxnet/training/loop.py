@@ -23,6 +23,7 @@ from uxnet.dataset.patches import read_batch, what_is_shown
 from uxnet.dataset.sides import lateral_axis, paired_indices
 from uxnet.errors import Preempted, TrainingError
 from uxnet.events import Note, Progress, Report, Warn
+from uxnet.io.schemas import MetricsLine
 from uxnet.labels import Labels
 from uxnet.networks.build import architecture
 from uxnet.recipe import Optimiser as OptimiserSettings
@@ -119,7 +120,11 @@ def fit(
         done = state.done
         report(Note(f"going on after step {done.step} of {settings.steps}"))
     if engine.rank == 0:
-        keep_records(files.metrics, lambda record: record["step"] <= (done.validated if record["kind"] == "validation" else done.step))
+
+        def kept(record: Mapping[str, Any]) -> bool:
+            return bool(record["step"] <= (done.validated if record["kind"] == "validation" else done.step))
+
+        keep_records(files.metrics, kept, MetricsLine, report)
     clock = _Clock(done.step, done.seconds)
     stepping = _Stepping(ready, state, stage, loss_of, engine, hooks, _sides(stage, labels), resting(ready.trained), teachers)
 

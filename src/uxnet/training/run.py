@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +17,13 @@ from uxnet.dataset.check import Inspection, check_dataset, same_scans, warn_and_
 from uxnet.dataset.folds import Fold, split_for, write_split
 from uxnet.dataset.manifest import Case, Manifest, read_dataset
 from uxnet.dataset.sides import check_trained_sides
-from uxnet.errors import Cancelled, CheckpointError, RecipeError, UsageError, UxnetError
+from uxnet.errors import Cancelled, CheckpointError, InputError, RecipeError, UsageError, UxnetError
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.inference.engine_torch import TorchEngine, stage_network
 from uxnet.inference.segment import segment
-from uxnet.io import alone, atomic, read_geometry, read_image, read_json, write_json, write_labels
+from uxnet.io import alone, atomic, read_geometry, read_image, write_json, write_labels
+from uxnet.io.checked import read_as
+from uxnet.io.schemas import Transfer
 from uxnet.labels import Label, Labels
 from uxnet.model import read_model, warn_of_leaks
 from uxnet.recipe import Recipe, Stage, load_recipe, other_keys, recipe_to_toml
@@ -31,9 +31,10 @@ from uxnet.training.begin import begin_from
 from uxnet.training.board import require_tensorboard
 from uxnet.training.budget import clock, within_budget
 from uxnet.training.checkpoint import Progressed, load_weights_file, same_run, weights_header
-from uxnet.training.content import content_hash, refuse_changed_cases, weights_hash
+from uxnet.training.content import refuse_changed_cases, weights_hash
 from uxnet.training.engine import Strategy, TrainingEngine
 from uxnet.training.handover import Trained, hand_over
+from uxnet.training.identity import run_identity, weights_of
 from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss
 from uxnet.training.showing import Showing
@@ -155,7 +156,7 @@ def train(
 
     with contextlib.ExitStack() as held:
         chosen = one.first(begin)
-        identity = _identity(recipe, inspection, chosen, origin, taught)
+        identity = one.first(lambda: run_identity(out, recipe, inspection, chosen, origin, taught))
         digests = {facts.name: facts.image_sha256 for facts in inspection.fingerprint.cases}
         folder = Path(cache or out / "cache")
         run = _Run(recipe, manifest, chosen, digests, out, folder, workers, tensorboard, stopping, identity, taught, report)
@@ -304,7 +305,10 @@ def _prior_labels(run: _Run, before: Sequence[Trained]) -> dict[str, Path]:
 
 def _made_of(path: Path, made_of: Mapping[str, str], case: Case) -> bool:
     told = path.with_name(f"{case.name}.json")
-    there = path.exists() and told.exists() and read_json(told) == made_of
+    try:
+        there = path.exists() and told.exists() and read_as(told, dict) == made_of
+    except InputError:
+        return False
     return there and read_geometry(path).same_grid(read_geometry(case.images[0]))
 
 
@@ -342,15 +346,11 @@ def _refuse_another_beginning(out: Path, origin: Mapping[str, Any] | None) -> No
     if not (out / "recipe.toml").exists():
         return
     file = out / "transfer.json"
-    there = read_json(file) if file.exists() else {}
-    if _weights_of(there) != _weights_of(origin or {}):
-        began = f"the weights of {there['model']}" if there else "fresh weights"
+    otherwise = "put the file back as it was, or train into another folder"
+    there = read_as(file, Transfer, otherwise=otherwise) if file.exists() else None
+    if [str(stage.weights_sha256) for stage in (there.stages if there else ())] != weights_of(origin or {}):
+        began = f"the weights of {there.model}" if there else "fresh weights"
         raise CheckpointError(f"{out}: another run is there, which began with {began}; resume it with the same, or choose another folder")
-
-
-def _weights_of(origin: Mapping[str, Any]) -> list[str]:
-    """The hashes of the weights that a run begins with, see `begin_from`: one a stage, none for fresh ones."""
-    return [str(stage.get("weights_sha256")) for stage in origin.get("stages", [])]
 
 
 def _begin(out: Path, recipe: Recipe, resume: bool, report: Report) -> None:
@@ -395,16 +395,6 @@ def _every_case(recipe: Recipe, manifest: Manifest, report: Report) -> Fold:
                 raise RecipeError(f"stages[{n}].{key}: asks the validation cases, and with fold all there are none; change it by --set")
     report(Note("all cases train and none validates: the last weights are kept, and nothing here says how good they are"))
     return Fold(tuple(sorted(case.name for case in manifest.cases)), (), ())
-
-
-def _identity(recipe: Recipe, inspection: Inspection, fold: Fold, origin: Mapping[str, Any] | None, teachers: Teachers | None) -> str:
-    """Hashes of what decides the weights: of the recipe, the labels, the cases on each side, the weights to begin with and those of
-    teachers; and, after a "+", of what the cases hold."""
-    # Whose weights, and which of them were made to fit how: the model's file may have another name by now.
-    begun = [[_weights_of(origin), [stage["adapted"] for stage in origin["stages"]]]] if origin else []
-    taught = [{"taught": [teacher["weights_sha256"] for teacher in teachers.origin]}] if teachers else []
-    text = json.dumps([recipe_to_toml(recipe), inspection.manifest.labels.to_dict(), fold.train, fold.validation, *begun, *taught])
-    return f"{hashlib.sha256(text.encode()).hexdigest()}+{content_hash(inspection, (*fold.train, *fold.validation))}"
 
 
 def _opening(run: _Run, number: int, network: nn.Module, engine: TrainingEngine) -> str:

@@ -12,6 +12,7 @@ from uxnet.draw import curves, line_colour
 from uxnet.errors import InputError
 from uxnet.evaluation.statistics import mean_of_counted
 from uxnet.events import Report, Warn
+from uxnet.io.schemas import MetricsLine
 from uxnet.labels import Labels
 from uxnet.recipe import Training
 from uxnet.records import Record, read_records
@@ -60,7 +61,7 @@ class Showing:
             self._validation(int(record["step"]))
 
     def _validation(self, step: int) -> None:
-        records = read_records(self._folder / "metrics.jsonl")
+        records = read_records(self._folder / "metrics.jsonl", MetricsLine)
         scored = [r for r in records if r["kind"] == "validation"]
         if lacking := never_found([r["classes"] for r in scored], step / self._training.steps):
             self._report(Warn(never_found_message(lacking)))
