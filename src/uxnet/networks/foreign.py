@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uxnet.errors import ModelError, printable, shortened
+from uxnet.errors import ModelError, RecipeError, printable, shortened
 from uxnet.networks.blocks import Triple, triple
 from uxnet.networks.build import architecture, build
+from uxnet.networks.limits import TooLarge
 from uxnet.networks.weights import rename
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "network_weights", "model", "network", "net", "weights")
@@ -145,7 +146,9 @@ def renamed(weights: Mapping[str, Tensor], found: Recognised) -> dict[str, Tenso
         # Without memory of its own, where the network can: shapes are what a stranger's file says, and may be anything.
         with torch.device("meta"):
             network = build(found.network, found.in_channels, found.out_channels, found.patch or 96, found.settings)
-    except (RuntimeError, OverflowError, ZeroDivisionError) as error:
+    except RecipeError as error:
+        if not isinstance(error.__cause__, RuntimeError | ArithmeticError | TooLarge):
+            raise  # what somebody asked for is no setting of this network
         raise ModelError(f"the settings that its shapes show make no {found.network}: {dict(found.settings)}") from error
     ours = {name: weight for name, weight in network.state_dict().items() if weight.is_floating_point()}
     result, missing, misshapen, used = {}, [], [], set()

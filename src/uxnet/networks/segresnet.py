@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from monai.networks.nets.segresnet import SegResNet as MonaiSegResNet
 
-from uxnet.networks.blocks import INNER_KEYS, PaddedNetwork, triple, wholes
+from uxnet.networks.blocks import INNER_KEYS, PaddedNetwork, share, triple, wholes
 
 REFERENCE_KEYS = INNER_KEYS
 
@@ -44,6 +44,7 @@ class SegResNet(PaddedNetwork):
         blocks_down, blocks_up = wholes(blocks_down, 1, "blocks_down"), wholes(blocks_up, 1, "blocks_up")
         if len(blocks_up) != len(blocks_down) - 1 or not blocks_up:
             raise ValueError(f"blocks_up {blocks_up} must name one level fewer than blocks_down {blocks_down}, at least one")
+        share(dropout, "dropout")
         if wholes((width,), 1, "width")[0] % 8:
             raise ValueError(f"width must be a multiple of 8 (the groups of its norms), not {width}")
         network = MonaiSegResNet(

@@ -313,14 +313,7 @@ def _labels_of(stage: Stage, labels: Labels) -> Labels:
 
 def _fresh_network(stage: Stage, manifest: Manifest) -> nn.Module:
     torch.manual_seed(stage.training.seed)
-    network = stage_network(stage, len(manifest.channel_names), manifest.labels.out_channels)
-    tied = getattr(network, "fixed_patch", None)
-    if tied is not None and stage.window != tied:
-        raise RecipeError(
-            f"inference.patch: {stage.network.name} is tied to the patches it is trained with, {list(tied)}, and takes no windows of "
-            f"{list(stage.window)}; leave inference.patch empty"
-        )
-    return network
+    return stage_network(stage, len(manifest.channel_names), manifest.labels.out_channels)
 
 
 def _refuse_another_run(out: Path, recipe: Recipe, resume: bool) -> None:
