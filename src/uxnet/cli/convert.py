@@ -48,9 +48,10 @@ def run(
     from uxnet.cli.render import Terminal, reporting
     from uxnet.convert.convert import convert
     from uxnet.model import read_model
-    from uxnet.recipe import Recipe, load_recipe, with_overrides
+    from uxnet.recipe import Recipe, with_overrides
+    from uxnet.shipped import recipe_of
 
-    chosen = load_recipe(recipe)
+    chosen = recipe_of(recipe)
     settings = with_overrides(Recipe("given"), [f"network.settings.{s}" for s in set]).stages[0].network.settings
     with reporting(Terminal(stderr=True)) as report:
         convert(checkpoint, output, recipe=chosen, labels=labels, network=network, settings=settings, overwrite=overwrite, report=report)

@@ -20,12 +20,14 @@ class Architecture:
     """A network as code, imported when it is asked for.
 
     network: its class. `fixed_patch` of its instances is the one patch that they take, None if they take any.
+    encoder: a pattern of the names of its encoder's parameters, at their beginnings.
     key_maps: our parameter names -> those of weights from elsewhere; the first is the network that the paper compared.
     untrained: patterns of the names of parameters that no gradient reaches; the reasons stand beside them.
     absent: patterns of the names of weights that files from elsewhere may lack, since nothing reads them.
     """
 
     network: Callable[..., nn.Module]
+    encoder: str
     key_maps: Sequence[KeyMap]
     untrained: Sequence[str] = ()
     absent: Sequence[str] = ()
@@ -50,55 +52,55 @@ class Entry:
 def _uxnet() -> Architecture:
     from uxnet.networks.uxnet import RELEASED_KEYS, UXNet
 
-    return Architecture(UXNet, (RELEASED_KEYS,))
+    return Architecture(UXNet, r"(stem|downsamplings|stages|stage_norms)\.", (RELEASED_KEYS,))
 
 
 def _unet() -> Architecture:
     from uxnet.networks.unet import REFERENCE_KEYS, UNet
 
-    return Architecture(UNet, (REFERENCE_KEYS,))
+    return Architecture(UNet, r"network\.model\.(1\.submodule\.)*(0|conv)\.", (REFERENCE_KEYS,))
 
 
 def _segresnet() -> Architecture:
     from uxnet.networks.segresnet import REFERENCE_KEYS, SegResNet
 
-    return Architecture(SegResNet, (REFERENCE_KEYS,))
+    return Architecture(SegResNet, r"network\.(convInit|down_layers)\.", (REFERENCE_KEYS,))
 
 
 def _rapnet() -> Architecture:
     from uxnet.networks.rapnet import REFERENCE_KEYS, RAPNet
 
-    return Architecture(RAPNet, (REFERENCE_KEYS,))
+    return Architecture(RAPNet, r"encoder\.", (REFERENCE_KEYS,))
 
 
 def _nnunet() -> Architecture:
     from uxnet.networks.nnunet import DYNUNET_KEYS, PLAIN_CONV_KEYS, REFERENCE_KEYS, NNUNet
 
-    return Architecture(NNUNet, (REFERENCE_KEYS, PLAIN_CONV_KEYS, DYNUNET_KEYS))
+    return Architecture(NNUNet, r"encoder\.", (REFERENCE_KEYS, PLAIN_CONV_KEYS, DYNUNET_KEYS))
 
 
 def _transbts() -> Architecture:
     from uxnet.networks.transbts import REFERENCE_KEYS, UNTRAINED, TransBTS
 
-    return Architecture(TransBTS, (REFERENCE_KEYS,), UNTRAINED)
+    return Architecture(TransBTS, r"(stem|stages|downsamplings|encoder_norm|embed|transformer)\.|positions$", (REFERENCE_KEYS,), UNTRAINED)
 
 
 def _unetr() -> Architecture:
     from uxnet.networks.unetr import ABSENT, REFERENCE_KEYS, UNETR, UNTRAINED
 
-    return Architecture(UNETR, (REFERENCE_KEYS,), UNTRAINED, ABSENT)
+    return Architecture(UNETR, r"network\.vit\.", (REFERENCE_KEYS,), UNTRAINED, ABSENT)
 
 
 def _nnformer() -> Architecture:
     from uxnet.networks.nnformer import REFERENCE_KEYS, NNFormer
 
-    return Architecture(NNFormer, (REFERENCE_KEYS,))
+    return Architecture(NNFormer, r"(stem|stages|downsamplings|stage_norms)\.", (REFERENCE_KEYS,))
 
 
 def _swinunetr() -> Architecture:
     from uxnet.networks.swinunetr import REFERENCE_KEYS, SwinUNETR
 
-    return Architecture(SwinUNETR, (REFERENCE_KEYS,))
+    return Architecture(SwinUNETR, r"network\.swinViT\.", (REFERENCE_KEYS,))
 
 
 NETWORKS: Mapping[str, Entry] = {

@@ -26,6 +26,7 @@ from uxnet.io import alone, atomic, read_geometry, read_image, read_json, write_
 from uxnet.labels import Label, Labels
 from uxnet.model import read_model, warn_of_leaks
 from uxnet.recipe import Recipe, Stage, load_recipe, other_keys, recipe_to_toml
+from uxnet.shipped import recipe_of
 from uxnet.training.begin import begin_from
 from uxnet.training.board import require_tensorboard
 from uxnet.training.budget import clock, within_budget
@@ -68,7 +69,8 @@ def train(
 
     Args:
         dataset: a folder that `read_dataset` knows, or what it gave.
-        recipe: a name in the box, a TOML file, or a Recipe. The stages of a recipe with two are trained one after the other.
+        recipe: a name in the box, a TOML file, a model, whose own is taken (see `shipped.recipe_of`), or a Recipe. The stages of a recipe
+            with two are trained one after the other.
         out: the run's folder: recipe, split, inspection, metrics, curves, checkpoints and `model.uxnet` go there; what belongs to one
             of two stages lies in `stage_0` and `stage_1`.
         fold: of the split, from 0; or "all": every case trains, none validates, the last weights are kept and no split is made.
@@ -94,7 +96,7 @@ def train(
     Raises:
         DatasetError: if the dataset has errors (all are named) or no such fold.
         RecipeError: if the recipe asks for what cannot be done, or a teacher does not fit.
-        ModelError: if nothing of the model to begin with fits.
+        ModelError: if less than a tenth of an encoder's parameters fits from the model to begin with.
         CheckpointError: if the folder holds a run and `resume` is off, or holds another run, or one whose cases had another content
             (they are named), or another process trains there.
         TrainingError: if the training cannot go on.
@@ -103,7 +105,7 @@ def train(
             weights of the best.
         Preempted: if `stopping` said so; with `resume` the run goes on.
     """
-    recipe, out = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), Path(out)
+    recipe, out = recipe if isinstance(recipe, Recipe) else recipe_of(recipe), Path(out)
     if tensorboard:
         require_tensorboard()
     engines = [TrainingEngine(device, stage.training.precision, strategy) for stage in recipe.stages]
