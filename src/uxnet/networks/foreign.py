@@ -34,8 +34,6 @@ MERGING = (
     "for MONAI up to 1.4 (so for all weights published before MONAI 1.5, June 2025), merging=corrected for MONAI from 1.5 on"
 )
 
-_DECODER = "instance norms, which have no weights, and LeakyReLU of slope 0.01 in the decoder, as {} has them; no setting changes that"
-
 _DEEPEST = 8
 _LONGEST_KEY = 100
 
@@ -113,7 +111,7 @@ def recognised(
         if monai is None:
             raise ModelError(MERGING)
         settings["merging"] = "old" if _version(monai) < (1, 5) else "corrected"
-        assumed.append(f"patch merging {settings['merging']}, since the checkpoint states MONAI {monai}")
+        assumed.insert(0, f"patch merging {settings['merging']}, since the checkpoint states MONAI {monai}")
     if patch is not None and seen.patch is None:
         raise ModelError(f"{name} has no setting patch: it takes patches of any size")
     return replace(seen, settings=settings, assumed=tuple(assumed), ours=kind.ours)
@@ -201,7 +199,7 @@ def _read_uxnet(shapes: Shapes, given: Mapping[str, Any], patch: Any) -> Recogni
         settings["expansion"] = max(widened // stem[0], 1)
     if f"{body}.stages.0.0.gamma" not in shapes.shapes:
         settings["layer_scale"] = False
-    return Recognised("uxnet", stem[1], head[0], settings, assumed=(_DECODER.format("the released code"),))
+    return Recognised("uxnet", stem[1], head[0], settings)
 
 
 def _read_swinunetr(shapes: Shapes, given: Mapping[str, Any], patch: Any) -> Recognised:
@@ -218,7 +216,7 @@ def _read_swinunetr(shapes: Shapes, given: Mapping[str, Any], patch: Any) -> Rec
             shapes.expect(f"swinViT.layers{stage}.0.blocks.{block}.attn.relative_position_bias_table", *tables[stage - 1])
     shapes.expect("encoder10.layer.conv1.conv.weight", 16 * width, 16 * width, 3, 3, 3)
     settings = {"width": width, "depths": depths, "heads": [table[1] for table in tables], "window": window}
-    assumed = ("features normalised on their way to the decoder (normalize=True); " + _DECODER.format("MONAI by default"),)
+    assumed = ("features normalised on their way to the decoder (normalize=True), MONAI's default; no setting changes that",)
     return Recognised("swinunetr", in_channels, shapes.shape("out.conv.conv.weight")[0], settings, assumed=assumed)
 
 
@@ -231,8 +229,7 @@ def _read_unetr(shapes: Shapes, given: Mapping[str, Any], patch: Any) -> Recogni
         settings["heads"], why = usual_heads("unetr", settings, hidden)
         assumed = (f"{settings['heads']} heads, {why}, since weights do not show them; set heads if not so",)
     sides, of_patch = tied_patch(tokens, 16, patch)
-    assumed += (*of_patch, _DECODER.format("MONAI by default"))
-    return Recognised("unetr", in_channels, shapes.shape("out.conv.conv.weight")[0], settings, sides, assumed)
+    return Recognised("unetr", in_channels, shapes.shape("out.conv.conv.weight")[0], settings, sides, assumed + of_patch)
 
 
 def _read_segresnet(shapes: Shapes, given: Mapping[str, Any], patch: Any) -> Recognised:
