@@ -123,6 +123,30 @@ def test_segresnet_from_safetensors(tmp_path):
     held(model.path, original, (1, 2, 16, 16, 16))
 
 
+def test_what_was_saved_of_our_own_network(tmp_path):
+    original = build("uxnet", 2, 3, settings={"widths": [4, 8], "depths": [1, 1], "hidden": 8, "kernel": 3, "layer_scale": 0.5})
+    torch.save({"epoch": 3, "model": {f"_orig_mod.{key}": weight for key, weight in original.state_dict().items()}}, tmp_path / "mine.pt")
+    model, warnings = pieces(tmp_path / "mine.pt")
+    assert not [warning for warning in warnings if "assumed" in warning]  # everything is in the weights
+    assert all(np.array_equal(read_weights(model)[name], weight) for name, weight in original.state_dict().items())
+    held(model.path, original, (1, 2, 16, 16, 32))
+
+
+def test_what_is_assumed_is_reported_and_stays_in_the_model(tmp_path):
+    torch.manual_seed(0)
+    settings = {"width": 8, "blocks_down": [1, 1], "blocks_up": [1], "groups": 2, "activation": "leaky_relu", "slope": 0.3}
+    original = build("segresnet", 1, 2, settings=settings)
+    torch.save(original.state_dict(), tmp_path / "seg.pt")
+    model, warnings = pieces(tmp_path / "seg.pt")
+    assumed = model.provenance["converted"]["assumed"]
+    assert [f"assumed: {one}" for one in assumed] == warnings[:2]
+    assert ["set groups" in assumed[0], "set activation" in assumed[1]] == [True, True]
+    told, warnings = pieces(tmp_path / "seg.pt", settings={key: settings[key] for key in ("groups", "activation", "slope")}, overwrite=True)
+    assert told.provenance["converted"]["assumed"] == []
+    assert not [warning for warning in warnings if "assumed" in warning]
+    held(told.path, original, (1, 1, 16, 16, 16))
+
+
 # ---- files that cannot be trusted, and files that are something else
 
 

@@ -18,7 +18,7 @@ LABELS = Labels(
     colours=(("anterior", (1, 2, 3)),),
 )
 RECIPE = load_recipe("hippocampus")
-STAGE = {"network": "uxnet", "weights": "weights/0.safetensors", "sha256": "", "parameters": 1}
+STAGE = {"network": "uxnet", "in_channels": 1, "out_channels": 3, "weights": "weights/0.safetensors", "sha256": "", "parameters": 1}
 
 
 def nested(depth):
@@ -238,6 +238,27 @@ def test_a_description_that_does_not_hold_is_refused_by_name(tmp_path, changes):
     path = redescribed(write(tmp_path / "a.uxnet"), **changes)
     with pytest.raises(ModelError, match=r"a\.uxnet"):
         read_weights(read_model(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"stages": [{k: v for k, v in STAGE.items() if k != "in_channels"}]}, r"stages\[0\]\.in_channels is missing"),
+        ({"stages": [STAGE | {"out_channels": 10**400}]}, r"stages\[0\]\.out_channels is a whole number of 1329 bits, .* it is 3"),
+        ({"stages": [STAGE | {"in_channels": True}]}, r"stages\[0\]\.in_channels is True, .* it is 1"),
+        ({"stages": [STAGE | {"network": "unet"}]}, r"stages\[0\]\.network is 'unet', .* it is 'uxnet'"),
+        ({"channels": []}, "no channels"),
+        ({"channels": ["T1", "T2"]}, r"stages\[0\]\.in_channels is 1, .* it is 2"),
+        ({"recipe": {"name": "x", "stages": [{"prepare": {"intensity": [{}, {}]}}]}}, "prepares 2 channels, and it names 1"),
+        (
+            {"recipe": {"name": "x", "stages": [{"inference": {"patch": [4096, 4096, 4096]}}]}},
+            r"stages\[0\]\.inference\.patch: .*too large",
+        ),
+    ],
+)
+def test_a_description_whose_parts_do_not_fit_together_is_refused(tmp_path, changes, said):
+    with pytest.raises(ModelError, match=rf"a\.uxnet: .*{said}"):
+        read_model(redescribed(write(tmp_path / "a.uxnet"), **changes))
 
 
 def test_weights_that_are_no_safetensors_are_refused_by_name(tmp_path):

@@ -134,6 +134,29 @@ def test_tables_become_values_of_the_right_kind():
         (stage(network={"settings": [1]}), "stages[0].network.settings"),
         (stage(network={"name": 1}), "stages[0].network.name"),
         ({"name": "x", "stages": [{}, {"training": {"steps": -1}}]}, "stages[1].training.steps"),
+        # What no machine computes, and numbers that are none.
+        (stage(training={"steps": 10**400}), "stages[0].training.steps"),
+        (stage(training={"steps": 2**63}), "stages[0].training.steps"),
+        (stage(training={"batch": 2**31}), "stages[0].training.batch"),
+        (stage(training={"hours": 1e308}), "stages[0].training.hours"),
+        (stage(loss={"dice": 10**400}), "stages[0].loss.dice"),
+        (stage(loss={"dice": float("1e400")}), "stages[0].loss.dice"),
+        (stage(prepare={"spacing_mm": [1, 1, 1e-9]}), "stages[0].prepare.spacing_mm"),
+        (stage(prepare={"spacing_mm": [1, 1, 1e9]}), "stages[0].prepare.spacing_mm"),
+        (stage(prepare={"intensity": [{"clip": [-1e308, 1e308]}]}), "stages[0].prepare.intensity[0].clip"),
+        (stage(prepare={"intensity": [{}] * 2000}), "stages[0].prepare.intensity"),
+        (stage(sampling={"patch": [2**31] * 3}), "stages[0].sampling.patch"),
+        (stage(augment={"blur": 1e9}), "stages[0].augment.blur"),
+        (stage(inference={"patch": [4096] * 3}), "stages[0].inference.patch"),
+        (stage(inference={"patch": [2048] * 3}), "stages[0].inference.patch"),
+        (stage(inference={"batch": 2**31}), "stages[0].inference.batch"),
+        (stage(inference={"overlap": 0.999999}), "stages[0].inference.overlap"),
+        (stage(network={"settings": {"depths": [10**9, 1]}}), "stages[0].network.settings.depths"),
+        (stage(network={"settings": {"depths": [1] * 2000}}), "stages[0].network.settings.depths"),
+        (stage(network={"settings": {"depths": [[[[[[1]]]]]]}}), "stages[0].network.settings.depths"),
+        (stage(network={"settings": {"drop_path": float("nan")}}), "stages[0].network.settings.drop_path"),
+        (stage(network={"settings": {"block": "x" * 10**6}}), "stages[0].network.settings.block"),
+        ({"name": "x", "stages": [{}, {"prior": {"patches": 2**31}}]}, "stages[1].prior.patches"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -141,6 +164,7 @@ def test_wrong_keys_and_values_are_named(data, key):
     with pytest.raises(RecipeError) as caught:
         recipe_from_dict(data)
     assert str(caught.value).startswith(key)
+    assert len(str(caught.value)) < 500
 
 
 def test_an_unknown_recipe_lists_those_in_the_box(tmp_path):
@@ -152,7 +176,11 @@ def test_an_unknown_recipe_lists_those_in_the_box(tmp_path):
         load_recipe(tmp_path / "nowhere.toml")
 
 
-@pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe", b"name = 'x'\nname = 'y'", b"[[stages]]\ntraining = 1\n", b"x = 1"])
+BROKEN = [b"name = ", b"\xff\xfe", b"name = 'x'\nname = 'y'", b"[[stages]]\ntraining = 1\n", b"x = 1"]
+DIGITS = [b"name = 'x'\nschema = " + b"9" * 5000, b"name = 'x'\nschema = 0x" + b"f" * 5000, b"name = 'x'\na = " + b"[" * 5000 + b"]" * 5000]
+
+
+@pytest.mark.parametrize("content", BROKEN + DIGITS, ids=range(8))
 def test_a_damaged_recipe_file_is_named(tmp_path, content):
     (tmp_path / "mine.toml").write_bytes(content)
     with pytest.raises(RecipeError, match=r"mine\.toml"):

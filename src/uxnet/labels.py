@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import colorsys
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -86,7 +87,7 @@ class Labels:
         values = [self.background, *(label.value for label in self.foreground), *([] if self.ignore is None else [self.ignore])]
         regions = [r.name for r in self.regions]
         for what, items in (("name", names), ("value", list(map(str, values))), ("region", regions)):
-            twice = sorted({x for x in items if items.count(x) > 1})
+            twice = sorted(x for x, count in Counter(items).items() if count > 1)
             if twice:
                 raise LabelsError(f"the {what} {', '.join(twice)} occurs more than once among the labels")
         known = {label.value for label in self.foreground}

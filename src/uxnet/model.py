@@ -41,6 +41,7 @@ from uxnet.io.checked import as_kind
 from uxnet.io.model_json import ModelDescription, Variant
 from uxnet.labels import Labels, labels_from_dict
 from uxnet.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from uxnet.recipe.limits import shown
 
 SCHEMA = 1
 _DIGEST = 16  # hexadecimal digits: by chance no two of a billion label maps share them
@@ -131,9 +132,32 @@ def read_model(path: Path) -> Model:
         recipe, labels = recipe_from_dict(description["recipe"]), labels_from_dict(description["labels"])
     except (ValueError, RecipeError, LabelsError) as error:
         raise ModelError(f"{path}: its model.json is not as expected ({error})") from error
-    if len(description["stages"]) != len(recipe.stages):
-        raise ModelError(f"{path}: its model.json has {len(description['stages'])} stages, and its recipe {len(recipe.stages)}")
+    if contradiction := _contradiction(description, recipe, labels):
+        raise ModelError(f"{path}: its model.json contradicts itself ({contradiction}); copy the file anew, or make the model again")
     return Model(recipe, labels, tuple(description["channels"]), description["provenance"], description, path)
+
+
+def _contradiction(description: Mapping[str, Any], recipe: Recipe, labels: Labels) -> str:
+    """Where the parts of a model.json do not fit together, in words; empty where they do."""
+    channels, declared = len(description["channels"]), description["stages"]
+    if not channels:
+        return "it names no channels"
+    if len(declared) != len(recipe.stages):
+        return f"it has {len(declared)} stages, and its recipe {len(recipe.stages)}"
+    for number, (said, stage) in enumerate(zip(declared, recipe.stages, strict=True)):
+        wanted = {
+            "network": stage.network.name,
+            "in_channels": stage.in_channels(channels),
+            "out_channels": stage.out_channels(labels.out_channels),
+        }
+        for key, value in wanted.items():
+            if key not in said:
+                return f"stages[{number}].{key} is missing"
+            if type(said[key]) is not type(value) or said[key] != value:
+                return f"stages[{number}].{key} is {shown(said[key])}, and by its recipe, channels and labels it is {value!r}"
+        if len(stage.prepare.intensity) not in (1, channels):
+            return f"stages[{number}] prepares {len(stage.prepare.intensity)} channels, and it names {channels}"
+    return ""
 
 
 def reordered(theirs: Sequence[str], ours: Sequence[str]) -> bool:

@@ -18,7 +18,7 @@ import tomli_w
 import uxnet
 from uxnet.errors import InputError, ModelError, RecipeError, UsageError
 from uxnet.io import atomic, is_nifti, sha256
-from uxnet.recipe import from_plain, to_plain
+from uxnet.recipe import Recipe, from_plain, load_recipe, recipe_names, to_plain
 
 SCHEMA = 1
 BOX = Path(uxnet.__file__).parent / "models"
@@ -254,6 +254,34 @@ def resolve(word: Path, box: Path | None = None) -> Path:
     if word.name not in names(box):
         raise UsageError(no_such(word.name, box))
     return model_file(word.name, box)
+
+
+def recipe_of(word: str | Path, box: Path | None = None) -> Recipe:
+    """A recipe by its name or file, or a model's own: that of a .uxnet file, of a run's folder, or of a model in the box by its name.
+
+    A recipe goes before a model of that name. A model's recipe is without deep supervision, whose heads models leave out; a run's folder
+    has it as it was trained.
+
+    Raises:
+        UsageError: if there is neither a recipe nor a model of that name.
+        RecipeError: if a file cannot be read as a recipe.
+        ModelError: if a model cannot be read.
+    """
+    from uxnet.model import read_model  # which whoever only asks for names does without
+
+    path = Path(word)
+    if str(word) in recipe_names() or path.suffix == ".toml":
+        return load_recipe(word)
+    if path.is_dir() and (path / "recipe.toml").is_file():
+        return load_recipe(path / "recipe.toml")
+    if path.suffix == ".uxnet" or (_is_name(path) and path.name in names(box) and not path.exists()):
+        return read_model(resolve(path, box)).recipe
+    try:
+        return load_recipe(word)
+    except UsageError as error:
+        raise UsageError(
+            f"{error}, or a model, whose own recipe is taken: a .uxnet file, a run's folder, or one {in_the_box(box)}"
+        ) from error
 
 
 def no_such(name: str, box: Path | None) -> str:

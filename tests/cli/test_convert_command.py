@@ -30,15 +30,19 @@ def test_a_checkpoint_becomes_a_model_that_segments(capsys, tmp_path, checkpoint
     labels = tmp_path / "dataset.json"
     labels.write_text(json.dumps({"labels": {"background": 0, "anterior": 1, "posterior": 5}, "channel_names": {"0": "T1"}}))
     out = tmp_path / "new" / "seg.uxnet"
-    options = ("--recipe", "hippocampus", "--labels", labels, "--set", "dropout=0.1", "--network", "segresnet")
+    options = ("--recipe", "hippocampus", "--labels", labels, "--set", "network.settings.dropout=0.1", "--network", "segresnet")
     assert run("convert", checkpoint, "-o", out, *options) == 0
-    said = capsys.readouterr().out
+    said, heard = capsys.readouterr()
+    assert heard.count("assumed: ") == 2
     for words in ("segresnet", "parameters", "width 8", "dropout 0.1", "anterior, posterior", "T1", f"written: {out}"):
         assert words in said
     assert read_model(out).recipe.stages[0].network.settings["dropout"] == 0.1
     assert run("info", out) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert all(words in told for words in ("model seg (", "from seg.pt", "prepared as hippocampus says", "trained on not known"))
+    assert all(
+        words in told
+        for words in ("model seg (", "from seg.pt", "prepared as hippocampus says", "assumed 8 groups", "trained on not known")
+    )
     scan = tmp_path / "scan.nii.gz"
     nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(size=(20, 24, 18)).astype(np.float32), np.diag([-1.0, 1, 1, 1])), scan)
     assert run("predict", out, scan, "-o", tmp_path / "labels", "--device", "cpu") == 0

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.networks.nets import UNETR, SegResNet, SwinUNETR
 
 from uxnet.errors import ModelError, RecipeError
@@ -244,6 +245,101 @@ def test_segresnet_comes_back():
     network = converted(original.state_dict())
     assert recognised(original.state_dict()).settings == {"width": 8, "blocks_down": [1, 2, 1], "blocks_up": [2, 1]}
     same(network, original, (16, 16, 16))
+
+
+def test_what_segresnet_does_not_show_is_assumed_and_said_or_set():
+    torch.manual_seed(0)
+    act = ("leakyrelu", {"negative_slope": 0.2, "inplace": True})
+    original = SegResNet(
+        init_filters=4, in_channels=1, out_channels=2, blocks_down=(1, 1), blocks_up=(1,), norm=("group", {"num_groups": 2}), act=act
+    )
+    weights = original.state_dict()
+    assert ["groups" in recognised(weights).assumed[0], "activation" in recognised(weights).assumed[1]] == [True, True]
+    assert "slope" in recognised(weights, given={"groups": 2, "activation": "leaky_relu"}).assumed[0]
+    told = {"groups": 2, "activation": "leaky_relu", "slope": 0.2}
+    assert recognised(weights, given=told).assumed == ()
+    same(converted(weights, given=told), original, (16, 16, 16))
+    with pytest.raises(RecipeError, match="set groups"):
+        converted(weights)
+    for wrong in ({"groups": 0}, {"groups": 2, "activation": "step"}, {"groups": 2, "slope": float("nan")}):
+        with pytest.raises(RecipeError, match=r"network\.settings"):
+            converted(weights, given=wrong)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu", "gelu", "silu"])
+def test_every_activation_of_segresnet_is_the_one_of_its_name(activation):
+    wanted = {"relu": F.relu, "leaky_relu": lambda x: F.leaky_relu(x, 0.3), "elu": F.elu, "gelu": F.gelu, "silu": F.silu}[activation]
+    network = build("segresnet", 1, 2, settings={"activation": activation, "slope": 0.3}).network
+    x = torch.linspace(-3, 3, 50)
+    torch.testing.assert_close(network.act_mod(x.clone()), wanted(x))
+
+
+# ---- what was saved of our own networks
+
+
+OWN = [
+    ("uxnet", {"widths": [4, 8, 12], "depths": [1, 2, 0], "hidden": 8, "kernel": [3, 5, 3], "layer_scale": 0.5, "deep_supervision": True}),
+    ("uxnet", {"widths": [4, 8], "depths": [1, 1], "hidden": 8, "block": "paper", "scaling": "mlp", "expansion": 2, "stem_kernel": 3}),
+    ("uxnet", {"widths": [4], "depths": [1], "hidden": 8, "layer_scale": False, "convolution": "standard", "kernel": 3, "scaling": "none"}),
+    ("uxnet", {"widths": [4, 8], "depths": [1, 1], "hidden": 8, "block": "paper", "layer_scale": 0.1, "strides": [1, 2, 2], "kernel": 3}),
+    ("unet", {"widths": [4, 8, 16]}),
+    ("unet", {"widths": [4, 8], "residual_units": 0}),
+    ("segresnet", {"blocks_down": [1, 1], "blocks_up": [1]}),
+    ("rapnet", {"width": 2}),
+    ("nnunet", {"widths": [4, 8, 12], "kernel": [[3, 3, 1], [3, 3, 3], [3, 3, 3]], "strides": [[2, 2, 1], [2, 2, 2]]}),
+    ("nnunet", {"widths": [4, 8], "convolutions": 1, "deep_supervision": False, "bias": False, "up_bias": True, "head_bias": True}),
+    ("transbts", {"size": "narrow"}),
+    ("transbts", {"widths": [8, 16], "depths": [1, 0], "embedding": 64, "heads": 1, "layers": 1, "mlp": 8}),
+    ("unetr", {"size": "narrow"}),
+    ("nnformer", {"widths": [8, 16], "depths": [2, 1], "heads": [2, 4], "windows": [3, 2], "patch_stride": [1, 2, 2], "mlp_ratio": 2.0}),
+    ("nnformer", {"size": "narrow", "deep_supervision": True}),
+    ("swinunetr", {"width": 12, "window": 3, "depths": [1, 1, 1, 1], "heads": [2, 2, 2, 2]}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), OWN, ids=str)
+def test_what_was_saved_of_our_own_networks_comes_back(name, settings):
+    """By names and shapes alone, whatever frameworks wrote before the names; what shapes do not show is right here by its defaults."""
+    torch.manual_seed(0)
+    original = build(name, 2, 3, 32, settings)
+    for module in original.modules():
+        if getattr(module, "running_mean", None) is not None:
+            module.running_mean.normal_()
+    given = {"merging": "corrected"} if name == "swinunetr" else {}
+    weights = {key: weight for key, weight in original.state_dict().items() if weight.is_floating_point()}
+    for prefix in ("", "module.", "_orig_mod.module.", "net."):
+        loaded, _ = unwrapped({"model": {prefix + key: weight for key, weight in weights.items()}, "epoch": 3})
+        bare, _ = without_prefixes(loaded)
+        found = recognised(bare, given=given)
+        assert (found.network, found.in_channels, found.out_channels, found.patch in (None, (32, 32, 32))) == (name, 2, 3, True)
+        network = build(name, 2, 3, 32, found.settings)
+        network.load_state_dict({**network.state_dict(), **renamed(bare, found, 32)})
+    assert all(torch.equal(weight, weights[key]) for key, weight in network.state_dict().items() if weight.is_floating_point())
+    assert not [key for key in weights if key not in network.state_dict() and not key.startswith(("supervision_heads", "heads."))]
+    same(network.eval(), original)
+    assert recognised(bare, name, given=given).settings == found.settings
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [("rapnet", {"width": 2}, "output_relu"), ("transbts", {"size": "narrow"}, "4 heads"), ("unet", {"widths": [4, 8]}, "grids halved")],
+)
+def test_what_our_own_weights_do_not_show_is_said(name, settings, said):
+    weights, _ = without_prefixes(build(name, 1, 3, 32, settings).state_dict())
+    assert said in recognised(weights).assumed[0]
+
+
+def test_our_own_weights_lacking_one_or_built_for_another_patch():
+    weights = build("nnformer", 1, 3, 64, {"size": "narrow"}).state_dict()
+    assert recognised(weights).settings["windows"] == [4, 4, 4]
+    with pytest.raises(ModelError, match="give the patch that it was trained with"):
+        renamed(weights, recognised(weights), 16)
+    lacking = small().state_dict()
+    del lacking["skips.1.conv2.weight"]
+    with pytest.raises(ModelError, match=r"1 missing: skips\.1\.conv2\.weight"):
+        renamed(lacking, recognised(lacking))
+    with pytest.raises(ModelError, match=r"41 levels|50 levels"):
+        recognised({f"stage_norms.{n}.weight": torch.zeros(1) for n in range(50)} | {"stem.conv.weight": torch.zeros(1, 1, 1, 1, 1)})
 
 
 def test_weights_that_older_versions_own_and_nothing_reads_are_left_out():

@@ -1,9 +1,11 @@
 """Beginning with the weights of another model."""
 
 import json
+import re
 import shutil
 import zipfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +13,15 @@ import torch
 import torch.nn.functional as F
 
 import uxnet
-from uxnet.errors import CheckpointError, ModelError
+from uxnet.errors import CheckpointError, ModelError, UsageError
 from uxnet.events import Warn
+from uxnet.experiments.crossval import cross_validate
 from uxnet.model import read_model, read_weights
-from uxnet.networks.build import NETWORKS, build
+from uxnet.networks.build import NETWORKS, architecture, build
 from uxnet.networks.transfer import init_from, tied_to_channels
-from uxnet.recipe import Network, with_overrides
+from uxnet.recipe import Network, load_recipe, other_keys, with_overrides
+from uxnet.shipped import model_file, recipe_of
+from uxnet.training.begin import check_beginning
 from uxnet.training.run import train
 
 TINY = {"widths": [6, 8], "depths": [1, 1], "hidden": 8, "kernel": 3, "layer_scale": 0.5}
@@ -228,6 +233,54 @@ def test_a_resumed_run_needs_the_same_beginning(first, tiny_dataset, tiny_recipe
     with pytest.raises(CheckpointError, match=r"another run.*fresh weights"):
         go(tiny_dataset, tiny_recipe, tmp_path / "fresh", resume=True, init_from=first)
     assert not (tmp_path / "fresh" / "transfer.json").exists()
+
+
+def test_hardly_anything_is_no_beginning(first, tiny_dataset, tiny_recipe, tmp_path):
+    """Of other widths nothing fits but a head's bias, or a layer by chance: that is said, and what would fit."""
+    wide = with_overrides(tiny_recipe, ["network.settings.widths=[6, 12]"])
+    some = r"model\.uxnet: only [1-9]\d* of \d+ weights fit this recipe's uxnet, (0|\d\.\d|less than 0\.1) % of the parameters of its"
+    for word in (some, r"widths \[4, 8\] there, \[6, 12\] here", "take its own recipe"):
+        with pytest.raises(ModelError, match=word):
+            go(tiny_dataset, wide, tmp_path / "run", init_from=first)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ModelError, match=r"^uxnet: .*only \d+ of"):
+        cross_validate(tiny_dataset, wide, tmp_path / "cv", init_from=first, jobs=1)
+    assert not (tmp_path / "cv").exists()
+    # In a recipe's place, the model itself means the recipe that fits, and a run's folder the one that it was trained by.
+    own = recipe_of(first)
+    assert own.stages[0].network.settings["widths"] == [4, 8]
+    assert own == read_model(first).recipe
+    assert recipe_of(first.parent) == tiny_recipe
+    with pytest.raises(UsageError, match=r"there is no recipe 'nothing'.*or a model"):
+        recipe_of("nothing")
+
+
+def test_the_bundled_model_and_its_recipe_fit():
+    """The recipe of the same name is another; the message names the one that the model was trained by."""
+    model = model_file("hippocampus")
+    manifest = SimpleNamespace(channel_names=("MR",), labels=read_model(model).labels, name="x")
+    with pytest.raises(ModelError, match=r"only 1 of 131 weights .* 0 % of the parameters .*take the recipe hippocampus-shipped"):
+        check_beginning(load_recipe("hippocampus"), manifest, model)
+    check_beginning(load_recipe("hippocampus-shipped"), manifest, model)
+    check_beginning(recipe_of("hippocampus_localiser"), manifest, model_file("hippocampus_localiser"))
+    theirs, ours = read_model(model).recipe, load_recipe("hippocampus-shipped")
+    assert other_keys(theirs, ours) == "stages.0.network.settings.deep_supervision is false there and true here"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_share_of_an_encoder(name):
+    settings = {"size": "narrow"}
+    torch.manual_seed(1)
+    source, encoder = state(build(name, 1, 3, 32, settings)), architecture(name).encoder
+    inside = {key for key in source if re.match(encoder, key)}
+    assert inside
+    assert inside < set(source)
+    whole = init_from(build(name, 1, 3, 32, settings), source, encoder=encoder)
+    assert (whole.share, whole.of_encoder) == (1.0, 1.0)
+    assert "100 % of all parameters, 100 % of the encoder's" in str(whole)
+    decoder = init_from(build(name, 1, 3, 32, settings), {k: v for k, v in source.items() if k not in inside}, encoder=encoder)
+    assert decoder.of_encoder == 0
+    assert 0 < decoder.share < 1
 
 
 def test_models_that_do_not_fit_are_refused_before_anything_begins(first, tiny_dataset, tiny_recipe, tmp_path):

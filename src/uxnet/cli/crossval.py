@@ -32,7 +32,7 @@ EXAMPLES = """examples:
 def run(
     dataset: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")],
     *,
-    recipe: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")],
+    recipe: Annotated[str, tyro.conf.arg(metavar="NAME|FILE|MODEL")],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="DIR")],
     networks: Annotated[str, tyro.conf.arg(metavar="A,B,...")] = "",
     variant: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=NETWORK:KEY=VALUE")] = (),
@@ -69,7 +69,8 @@ def run(
 
     Args:
         dataset: a folder in one of the layouts that uxnet inspect knows.
-        recipe: a recipe in the box or a TOML file; its network gives place to each of those that are compared.
+        recipe: a recipe in the box, a TOML file, or a model, whose own is taken; its network gives place to each of those that are
+            compared.
         output: the cross-validation's folder. recipe.toml, split.json, records/, README.md and summary.json are what is worth keeping.
         networks: names of networks, with commas between them, or all (uxnet networks lists them); by default the recipe's own, as it
             is there. Each has its own settings of the size that --size says.
@@ -104,9 +105,10 @@ def run(
     from uxnet.cli.train import asked_to_leave
     from uxnet.experiments.best_fold import model_to_begin_with
     from uxnet.experiments.crossval import Budget, cross_validate, entries_of, with_beginnings
-    from uxnet.recipe import load_recipe, with_overrides
+    from uxnet.recipe import with_overrides
+    from uxnet.shipped import recipe_of
 
-    chosen = with_overrides(load_recipe(recipe), set)
+    chosen = with_overrides(recipe_of(recipe), set)
     asked = asked_to_leave()
     with reporting(Terminal(stderr=True)) as report:
         entries = with_beginnings(entries_of(_names(networks), variant, size), init, report)

@@ -74,6 +74,8 @@ def run(
     converted, origin = provenance.get("converted"), provenance.get("init_from")
     if converted:
         row("converted", f"from {converted['file']} (sha256 {converted['sha256'][:12]}...), prepared as {converted['preparation']} says")
+        for assumed in converted.get("assumed", ()):
+            row("assumed", str(assumed))
         row("trained on", "not known: the weights are from elsewhere")
     else:
         row("trained on", f"{dataset.get('name', 'unknown')}, {cases}, licence {licence}")

@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   uxnet train Task04_Hippocampus/ --recipe hippocampus --network unet --set network.settings.size=narrow -o runs/unet
   uxnet train Task04_Hippocampus/ --recipe hippocampus-rapnet -o runs/rapnet
   uxnet train amos/ --recipe my.toml --init-from runs/flare/model.uxnet -o runs/amos
+  uxnet train mine/ --recipe runs/a --init-from runs/a/model.uxnet -o runs/b     the recipe of a run, and its weights
   uxnet train data/ --recipe my.toml -o runs/mine --set training.steps=500 --set "sampling.patch=[64, 64, 64]"
   uxnet train data/ --recipe my.toml -o runs/mine --hours 2 --tensorboard
   torchrun --nproc-per-node 4 -m uxnet train data/ --recipe my.toml -o runs/mine --resume
@@ -33,7 +34,7 @@ EXAMPLES = """examples:
 def run(
     dataset: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")],
     *,
-    recipe: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")],
+    recipe: Annotated[str, tyro.conf.arg(metavar="NAME|FILE|MODEL")],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="RUN")],
     fold: Annotated[int | Literal["all"], tyro.conf.arg(metavar="K|all")] = 0,
     network: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
@@ -66,15 +67,16 @@ def run(
 
     Args:
         dataset: a folder in one of the layouts that uxnet inspect knows.
-        recipe: a recipe in the box (hippocampus, phantom, feta2021-paper, ...: docs/recipes.md) or a TOML file.
+        recipe: a recipe in the box (hippocampus, phantom, feta2021-paper, ...: docs/recipes.md), a TOML file, or a model, whose own is
+            taken: a .uxnet file, a run's folder or a model in the box.
         output: the run's folder. One that holds a run already is refused without --resume.
         fold: which fold of the split is held out for validation, from 0; or all: every case trains and none validates, for a model whose
             settings are settled.
         network: another network than the recipe's, with its own settings instead of the recipe's (uxnet networks lists them).
         set: set a key of the recipe, such as training.steps=500; may be given again and again.
         init_from: begin with the weights of this model, a .uxnet file or the name of one in the box (uxnet models), wherever they fit;
-            heads for other labels begin anew. Of a folder of uxnet crossval, the fold that did best in its validation. What became of
-            each weight is printed, and written to RUN/transfer.json.
+            heads for other labels begin anew. Refused where less than a tenth of the encoder's parameters fit. Of a folder of uxnet
+            crossval, the fold that did best in its validation. What became of each weight is printed, and written to RUN/transfer.json.
         init_kernels: how its kernels grow where this network's are larger: upsampled, or centred in zeros.
         teacher: learn what this model answers beside the labels, on every patch; given several times, the mean of their answers. Teachers
             have the dataset's labels and the recipe's preparation; their networks may be others. Recipe key loss.taught: how much.
@@ -91,16 +93,16 @@ def run(
         workers: processes that check and prepare cases; 0 works in this one. By default one a core.
     """
     from uxnet.cli.render import Terminal, reporting
-    from uxnet.recipe import load_recipe, with_network, with_overrides
+    from uxnet.recipe import with_network, with_overrides
+    from uxnet.shipped import recipe_of, resolve
 
-    chosen = load_recipe(recipe)
+    chosen = recipe_of(recipe)
     chosen = with_overrides(with_network(chosen, network) if network else chosen, set)
     if hours is not None:
         chosen = with_overrides(chosen, [f"training.hours={hours / len(chosen.stages)}"])
     console = Terminal(stderr=True)
     with console.status("loading torch"):
         from uxnet.experiments.best_fold import model_to_begin_with
-        from uxnet.shipped import resolve
         from uxnet.training.engine import is_first_process
         from uxnet.training.run import train
     asked = asked_to_leave("SIGINT")

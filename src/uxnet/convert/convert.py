@@ -40,12 +40,14 @@ def convert(
     """Weights from elsewhere as a model that segments.
 
     Args:
-        checkpoint: a state dict as torch or safetensors save it, of the authors' 3D UX-Net or of MONAI's SwinUNETR, UNETR or SegResNet.
+        checkpoint: a state dict as torch or safetensors save it, of any network of this package, of the authors' 3D UX-Net, or of MONAI's
+            SwinUNETR, UNETR, SegResNet or UNet.
         out: the model to write.
         recipe: of one stage; what of it is taken is the preparation, patches and inference, which weights do not show.
         labels: a dataset.json or labels.json with the names of the classes and, perhaps, of the channels; None numbers them.
         network: the network's name, where it is not to be found by the names of the weights.
-        settings: of the network; they go before what the weights show. For UNETR `patch`, too.
+        settings: of the network; they go before what the weights show. For networks that are tied to a patch `patch`, too. What neither
+            shows is assumed, reported and kept in the model's provenance.
         channels: names of the image's channels; they go before those in `labels`.
         overwrite: whether a file at `out` may be replaced.
 
@@ -66,9 +68,9 @@ def convert(
         )
     report(Note(f"reading {checkpoint.name} in a process of its own"))
     source = read_checkpoint(checkpoint)
-    found, prefix, net = _recognised(checkpoint, source, network, settings)
+    found, prefix, net = _recognised(checkpoint, source, network, settings, recipe.stages[0].sampling.patch)
     for assumed in found.assumed:
-        report(Warn(assumed))
+        report(Warn(f"assumed: {assumed}"))
     stage = _stage(recipe, found)
     chosen = _labels(labels, found.out_channels, report)
     named = _channels(labels, channels, found.in_channels, report)
@@ -112,7 +114,7 @@ def _refuse_taken(out: Path, checkpoint: Path, overwrite: bool) -> None:
 
 
 def _recognised(
-    path: Path, source: Checkpoint, network: str | None, settings: Mapping[str, Any] | None
+    path: Path, source: Checkpoint, network: str | None, settings: Mapping[str, Any] | None, patch: tuple[int, int, int]
 ) -> tuple[Recognised, str, nn.Module]:
     from uxnet.networks.build import build
     from uxnet.networks.foreign import recognised, renamed, without_prefixes
@@ -120,8 +122,8 @@ def _recognised(
     try:
         weights, prefix = without_prefixes(source.weights)
         found = recognised(weights, network, settings, source.monai)
-        ours = renamed(weights, found)
-        net = build(found.network, found.in_channels, found.out_channels, found.patch or 96, found.settings)
+        ours = renamed(weights, found, patch)
+        net = build(found.network, found.in_channels, found.out_channels, found.patch or patch, found.settings)
     except UxnetError as error:
         raise type(error)(f"{path}: {error}") from error
     # What is left as it was made: indices, and weights that nothing reads.

@@ -42,7 +42,8 @@ from uxnet.experiments.crossval_unit import Unit, begin, do_unit
 from uxnet.inference.settings import usable_cores
 from uxnet.jobs import Cluster, Finished, shard, work
 from uxnet.model import read_model, warn_of_leaks
-from uxnet.recipe import Recipe, load_recipe
+from uxnet.recipe import Recipe
+from uxnet.shipped import recipe_of
 
 __all__ = ["PROTOCOL", "Budget", "Entry", "Outcome", "cross_validate", "default_jobs", "entries_of", "with_beginnings"]
 
@@ -113,7 +114,7 @@ def cross_validate(
         RecipeError: if an entry or the recipe asks for what cannot be, or something is chosen on cases that are scored.
         UsageError: if jobs, threads, the tolerance or the budget cannot be.
         InputError: if `out` holds another recipe, split or record.
-        ModelError: if a model to begin with cannot be read, or is of another network.
+        ModelError: if a model to begin with cannot be read, is of another network, or hardly anything of it fits.
         Cancelled: out of `report`.
     """
     if threads < 1 or (jobs is not None and jobs < 1):
@@ -124,7 +125,7 @@ def cross_validate(
         report(Warn("on a cluster, units compute on CPUs unless a GPU is asked for, which is then reserved for each: --device cuda"))
         device = "cpu"
     ray = None if cluster is None else Cluster.computing_on(device, cluster, threads)
-    recipe, out = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), Path(out).absolute()
+    recipe, out = recipe if isinstance(recipe, Recipe) else recipe_of(recipe), Path(out).absolute()
     manifest = read_dataset(Path(dataset).absolute(), group_by=group_by)
     report(Note(manifest.summary))
     check_trained_sides(recipe.stages, manifest.labels, report)

@@ -135,7 +135,7 @@ def make_units(
 
     Raises:
         DatasetError: if the split has no such fold.
-        ModelError: if a model to begin with cannot be read, or is of another network.
+        ModelError: if a model to begin with cannot be read, is of another network, or hardly anything of it fits.
         RecipeError: if a network cannot be built or does not take the recipe's patch, or the recipe's budget cannot be.
         UsageError: if the given budget cannot be.
     """
@@ -165,7 +165,7 @@ def make_units(
         entry, changed = _known(asked, own, init_from), _with_entry(budgeted, asked)
         facts = {"name": entry.name, "network": entry.network, "settings": rounded(dict(entry.settings)), **common}
         facts |= {} if split.folds[0].test else {"scored": "validation"}
-        facts |= {"init": beginning(entry.init, entry, changed)} if entry.init else {}
+        facts |= {"init": beginning(entry.init, entry, changed, manifest)} if entry.init else {}
         made.append((entry, changed, facts | _cost(changed, manifest, entry)))
     units = []
     for fold in chosen:
@@ -189,16 +189,22 @@ def _known(entry: Entry, own: Network, init_from: Path | None) -> Entry:
     return replace(entry, init=entry.init or init_from)
 
 
-def beginning(path: Path, entry: Entry, recipe: Recipe) -> dict[str, Any]:
+def beginning(path: Path, entry: Entry, recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
     """What a record says of the model that a network began with: its file's name, the hash of each stage's weights, its recipe and data.
 
     Raises:
-        ModelError: if it cannot be read, or is of another network.
+        ModelError: if it cannot be read, or is of another network, or hardly anything of it fits.
     """
+    from uxnet.training.begin import check_beginning
+
     model = read_model(path)
     theirs, ours = ([stage.network.name for stage in r.stages] for r in (model.recipe, recipe))
     if theirs[: len(ours)] != ours[: len(theirs)]:
         raise ModelError(f"{path}: its network is {theirs[0]}, that of {entry.name} is {ours[0]}; weights do not fit")
+    try:
+        check_beginning(recipe, manifest, path)
+    except ModelError as error:
+        raise ModelError(f"{entry.name}: {error}") from error
     return {
         "model": path.name,
         "weights_sha256": [str(stage["sha256"]) for stage in model.description["stages"]],

@@ -12,6 +12,7 @@ from uxnet.errors import DeviceError, ModelError
 from uxnet.events import Report, Warn, silent
 from uxnet.inference.engine_cache import Cache, cache_name, default_cache
 from uxnet.inference.engine_openvino import key, open_engine, this_machine
+from uxnet.inference.memory import expect_windows
 from uxnet.inference.openvino import bfloat16_here
 from uxnet.inference.precision import Cautious
 from uxnet.inference.settings import Settings
@@ -33,10 +34,12 @@ def load_engines(model: Model, settings: Settings, report: Report = silent) -> l
     Raises:
         DeviceError: if the machine does not have what was asked for.
         ModelError: if the file is damaged, its weights do not fit its network, or it has no such variant.
+        MemoryLimitError: if its windows alone take more memory than there is.
     """
     for what, value, known in (("engine", settings.engine, ENGINES), ("precision", settings.precision, PRECISIONS)):
         if value not in known:
             raise DeviceError(f"{value!r} is no {what}; write one of {', '.join(known)}")
+    expect_windows(model, settings.memory_limit)
     on_cpu = settings.device == "cpu" or (settings.device == "auto" and (settings.engine == "openvino" or not _accelerator()))
     if settings.engine == "torch" or not on_cpu:
         if settings.engine == "openvino":

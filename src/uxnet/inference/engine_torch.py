@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from uxnet.devices import choose_device, choose_precision, in_fast_memory
-from uxnet.errors import DeviceError, ModelError
+from uxnet.errors import DeviceError, ModelError, RecipeError
 from uxnet.model import Model, read_weights
+from uxnet.networks.blocks import Triple, padded_sides
 from uxnet.networks.build import build
+from uxnet.networks.limits import LARGEST, Size
 from uxnet.recipe import Stage
+from uxnet.recipe.limits import check_patch
 
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -41,7 +44,7 @@ class TorchEngine:
         """(N, C, I, J, K) float32 -> logits (N, out_channels, I, J, K) float32.
 
         Raises:
-            DeviceError: if the device has not the memory for it.
+            DeviceError: if the device has not the memory for it, or the network does not take such windows.
         """
         training = self.network.training
         self.network.eval()
@@ -53,6 +56,8 @@ class TorchEngine:
             result: NDArray[np.float32] = logits.float().cpu().numpy()
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise DeviceError(f"not enough memory on {self.device} for {len(batch)} windows of {batch.shape[2:]}: {error}") from error
+        except (RuntimeError, ValueError) as error:  # of memory on a CPU, and of shapes that the network does not take
+            raise DeviceError(f"{self.device} could not compute {len(batch)} windows of {batch.shape[2:]}: {error}") from error
         finally:
             self.network.train(training)
         return result
@@ -75,32 +80,46 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def stage_network(stage: Stage, channels: int, classes: int) -> nn.Module:
+def stage_network(stage: Stage, channels: int, classes: int, most: Size = LARGEST) -> nn.Module:
     """The network of a recipe's stage with fresh weights, for scans of so many channels and labels of so many output channels.
 
+    Args:
+        most: how large it may become.
+
     Raises:
-        RecipeError: if there is no such network or its settings contradict each other.
+        RecipeError: if there is no such network, its settings contradict each other, or it does not take the stage's windows.
     """
-    settings = stage.network
-    return build(settings.name, stage.in_channels(channels), stage.out_channels(classes), stage.sampling.patch, settings.settings)
+    settings, inputs, outputs = stage.network, stage.in_channels(channels), stage.out_channels(classes)
+    network = build(settings.name, inputs, outputs, stage.sampling.patch, settings.settings, most=most)
+    tied: Triple | None = getattr(network, "fixed_patch", None)
+    if tied is not None and stage.window != tied:
+        raise RecipeError(
+            f"inference.patch: {settings.name} is tied to the patches it is trained with, {list(tied)}, and takes no windows of "
+            f"{list(stage.window)}; leave inference.patch empty"
+        )
+    # Levels that halve again and again pad a small window to a large one.
+    padded = padded_sides(stage.window, getattr(network, "total_stride", (1, 1, 1)), alone=True)
+    check_patch(padded, "inference.patch, padded to whole strides")
+    return network
 
 
 def trained_network(model: Model, stage: int) -> nn.Module:
     """The network of a model's stage, with its weights; every name and shape must fit.
 
     Raises:
-        ModelError: if the weights are damaged or there is no such network; or naming the first that is missing, unknown or of another
-            shape.
-        RecipeError: if the recipe's settings contradict each other.
+        ModelError: if the weights are damaged, no network can be built by the settings, or naming the first weight that is missing,
+            unknown or of another shape.
     """
     weights, settings = read_weights(model, stage), model.recipe.stages[stage]
-    build_one = partial(stage_network, settings, len(model.channels), model.labels.out_channels)
+    # Weights are no larger than their file, but the settings in it may ask for a network of any size. Twice theirs is room to say what
+    # a network that is a little another one lacks.
+    most = Size(2 * len(weights) + 16, 2 * sum(array.size for array in weights.values()) + 2**20)
+    build_one = partial(stage_network, settings, len(model.channels), model.labels.out_channels, most)
     try:
-        # Without memory at first: weights are no larger than their file, but the settings in it may ask for a network of any size.
         with torch.device("meta"):
             own = build_one().state_dict()
-    except (RuntimeError, OverflowError) as error:
-        raise ModelError(f"{model.path}: the network that its recipe asks for cannot be built ({error})") from error
+    except RecipeError as error:
+        raise ModelError(f"{model.path}: the weights do not fit the network that its recipe asks for: {error}") from error
     missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     shapes = [k for k in own.keys() & weights.keys() if tuple(own[k].shape) != weights[k].shape]
     for what, keys in (("missing", missing), ("unknown", unknown), ("of another shape", sorted(shapes))):

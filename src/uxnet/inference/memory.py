@@ -27,6 +27,7 @@ from uxnet.errors import MemoryLimitError, UsageError
 from uxnet.events import Kept, Note, Report, Warn
 from uxnet.inference.stitch import Keep, Room, Sweep
 from uxnet.io import read_geometry, voxel_bytes
+from uxnet.model import Model
 
 _SCRATCH = 24_000_000  # bytes a thread at most; less where a piece of logits is smaller than what is in work at once
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -136,6 +137,23 @@ def expect_room(files: Sequence[Path], limit: int | None) -> None:
             f"{files[0]}: it takes at least {in_gb(least)} of memory, {in_gb(stored)} of them for its voxels alone, and "
             f"{in_gb(limit)} are the limit; allow more, or use another machine"
         )
+
+
+def expect_windows(model: Model, limit: int | None) -> None:
+    """Refuses a model whose windows are too large by themselves, before a network is built for them: image and logits of one, float32.
+
+    Raises:
+        MemoryLimitError: if that is more than the limit, or this machine has free.
+    """
+    for stage in model.recipe.stages:
+        channels = stage.in_channels(len(model.channels)) + stage.out_channels(model.labels.out_channels)
+        a_window, left = 4 * math.prod(stage.window) * channels, free() if limit is None else limit - held()
+        if a_window > left:
+            raise MemoryLimitError(
+                f"{model.path}: one of its windows, {list(stage.window)}, takes at least {in_gb(a_window)} of memory, and "
+                f"{in_gb(max(left, 0))} are {'free on this machine' if limit is None else 'left within the limit'}; use another machine, "
+                "or a model with smaller windows"
+            )
 
 
 def parse_size(text: str) -> int:

@@ -60,6 +60,17 @@ def wholes(values: Any, least: int, name: str) -> tuple[int, ...]:
     return tuple(values)
 
 
+def share(value: Any, name: str) -> float:
+    """`value`, if it is a number of at least 0 and below 1, as rates of dropout are.
+
+    Raises:
+        ValueError: if it is not; the message names the setting.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, not {value!r}")
+    return value
+
+
 def per_stage(value: Any, count: int, name: str) -> list[PerAxis]:
     """`value` once a stage: a number or a triple for all of them, or a sequence of numbers or triples, one for each.
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from uxnet.errors import RecipeError, UsageError
 from uxnet.networks.blocks import PerAxis, made_careful, triple
+from uxnet.networks.limits import LARGEST, Size, no_larger_than
 from uxnet.networks.weights import KeyMap
 
 
@@ -19,12 +20,14 @@ class Architecture:
     """A network as code, imported when it is asked for.
 
     network: its class. `fixed_patch` of its instances is the one patch that they take, None if they take any.
+    encoder: a pattern of the names of its encoder's parameters, at their beginnings.
     key_maps: our parameter names -> those of weights from elsewhere; the first is the network that the paper compared.
     untrained: patterns of the names of parameters that no gradient reaches; the reasons stand beside them.
     absent: patterns of the names of weights that files from elsewhere may lack, since nothing reads them.
     """
 
     network: Callable[..., nn.Module]
+    encoder: str
     key_maps: Sequence[KeyMap]
     untrained: Sequence[str] = ()
     absent: Sequence[str] = ()
@@ -49,55 +52,55 @@ class Entry:
 def _uxnet() -> Architecture:
     from uxnet.networks.uxnet import RELEASED_KEYS, UXNet
 
-    return Architecture(UXNet, (RELEASED_KEYS,))
+    return Architecture(UXNet, r"(stem|downsamplings|stages|stage_norms)\.", (RELEASED_KEYS,))
 
 
 def _unet() -> Architecture:
     from uxnet.networks.unet import REFERENCE_KEYS, UNet
 
-    return Architecture(UNet, (REFERENCE_KEYS,))
+    return Architecture(UNet, r"network\.model\.(1\.submodule\.)*(0|conv)\.", (REFERENCE_KEYS,))
 
 
 def _segresnet() -> Architecture:
     from uxnet.networks.segresnet import REFERENCE_KEYS, SegResNet
 
-    return Architecture(SegResNet, (REFERENCE_KEYS,))
+    return Architecture(SegResNet, r"network\.(convInit|down_layers)\.", (REFERENCE_KEYS,))
 
 
 def _rapnet() -> Architecture:
     from uxnet.networks.rapnet import REFERENCE_KEYS, RAPNet
 
-    return Architecture(RAPNet, (REFERENCE_KEYS,))
+    return Architecture(RAPNet, r"encoder\.", (REFERENCE_KEYS,))
 
 
 def _nnunet() -> Architecture:
     from uxnet.networks.nnunet import DYNUNET_KEYS, PLAIN_CONV_KEYS, REFERENCE_KEYS, NNUNet
 
-    return Architecture(NNUNet, (REFERENCE_KEYS, PLAIN_CONV_KEYS, DYNUNET_KEYS))
+    return Architecture(NNUNet, r"encoder\.", (REFERENCE_KEYS, PLAIN_CONV_KEYS, DYNUNET_KEYS))
 
 
 def _transbts() -> Architecture:
     from uxnet.networks.transbts import REFERENCE_KEYS, UNTRAINED, TransBTS
 
-    return Architecture(TransBTS, (REFERENCE_KEYS,), UNTRAINED)
+    return Architecture(TransBTS, r"(stem|stages|downsamplings|encoder_norm|embed|transformer)\.|positions$", (REFERENCE_KEYS,), UNTRAINED)
 
 
 def _unetr() -> Architecture:
     from uxnet.networks.unetr import ABSENT, REFERENCE_KEYS, UNETR, UNTRAINED
 
-    return Architecture(UNETR, (REFERENCE_KEYS,), UNTRAINED, ABSENT)
+    return Architecture(UNETR, r"network\.vit\.", (REFERENCE_KEYS,), UNTRAINED, ABSENT)
 
 
 def _nnformer() -> Architecture:
     from uxnet.networks.nnformer import REFERENCE_KEYS, NNFormer
 
-    return Architecture(NNFormer, (REFERENCE_KEYS,))
+    return Architecture(NNFormer, r"(stem|stages|downsamplings|stage_norms)\.", (REFERENCE_KEYS,))
 
 
 def _swinunetr() -> Architecture:
     from uxnet.networks.swinunetr import REFERENCE_KEYS, SwinUNETR
 
-    return Architecture(SwinUNETR, (REFERENCE_KEYS,))
+    return Architecture(SwinUNETR, r"network\.swinViT\.", (REFERENCE_KEYS,))
 
 
 NETWORKS: Mapping[str, Entry] = {
@@ -130,7 +133,15 @@ SIZES = ("paper", "narrow")
 """The setting `size` of every network: the paper's (the default), or one for CPUs, which other settings then change."""
 
 
-def build(name: str, in_channels: int, out_channels: int, patch: PerAxis = 96, settings: Mapping[str, Any] | None = None) -> nn.Module:
+def build(
+    name: str,
+    in_channels: int,
+    out_channels: int,
+    patch: PerAxis = 96,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    most: Size = LARGEST,
+) -> nn.Module:
     """A network with fresh weights: (N, in_channels, I, J, K) -> logits (N, out_channels, I, J, K).
 
     Args:
@@ -139,20 +150,22 @@ def build(name: str, in_channels: int, out_channels: int, patch: PerAxis = 96, s
         patch: the sides of the patches, (I, J, K) in voxels. Most networks take any others, too; those whose weights are tied to the
             patch (`fixed_patch`) do not.
         settings: `size` ("paper" or "narrow"), and keyword arguments of the network's class.
+        most: how large it may become; what would become larger is refused before it takes the memory.
 
     Raises:
-        RecipeError: if there is no such network or setting, or the settings contradict each other.
+        RecipeError: if there is no such network or setting, the settings contradict each other, or ask for more than there can be.
     """
     network = architecture(name).network
     chosen = with_size(name, settings or {})
-    if unknown := _no_setting(name, network, chosen):
+    if unknown := _wrong_setting(name, network, chosen):
         raise RecipeError(f"network.settings.{unknown}")
     try:
         sides = triple(tuple(patch) if not isinstance(patch, int) else patch, "patch")
         tied = {"patch": sides} if "patch" in inspect.signature(network).parameters else {}
-        return made_careful(network(in_channels, out_channels, **tied, **chosen))
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"network.settings: {error}") from error
+        with no_larger_than(most):
+            return made_careful(network(in_channels, out_channels, **tied, **chosen))
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:  # torch's own, of shapes that cannot be
+        raise RecipeError(f"network.settings: {str(error).splitlines()[0] if str(error) else 'they ask for too much memory'}") from error
 
 
 def check_asked(name: str, settings: Mapping[str, Any] | None = None) -> None:
@@ -167,7 +180,7 @@ def check_asked(name: str, settings: Mapping[str, Any] | None = None) -> None:
         chosen = with_size(name, settings or {})
     except RecipeError as error:
         raise UsageError(str(error)) from error
-    if unknown := _no_setting(name, architecture(name).network, chosen):
+    if unknown := _wrong_setting(name, architecture(name).network, chosen):
         raise UsageError(unknown)
 
 
@@ -211,11 +224,16 @@ def other_settings(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]
     return ", ".join(f"{key} {a.get(key, 'by default')} there, {b.get(key, 'by default')} here" for key in differ)
 
 
-def _no_setting(name: str, network: Callable[..., nn.Module], settings: Mapping[str, Any]) -> str:
-    """The first setting that the network does not have, in words; empty where it has them all."""
+def _wrong_setting(name: str, network: Callable[..., nn.Module], settings: Mapping[str, Any]) -> str:
+    """The first setting that the network does not have, or that is not true or false where it must be, in words; empty where none is."""
     known = [p for p in inspect.signature(network).parameters if p not in ("in_channels", "out_channels", "patch")]
     unknown = sorted(set(settings) - set(known))
-    return f"{unknown[0]}: {name} has no such setting; it has size, {', '.join(known)}" if unknown else ""
+    if unknown:
+        return f"{unknown[0]}: {name} has no such setting; it has size, {', '.join(known)}"
+    defaults = inspect.signature(network).parameters
+    # Any word, "false" too, would count as true.
+    unsaid = [key for key, value in settings.items() if isinstance(defaults[key].default, bool) and not isinstance(value, bool)]
+    return f"{unsaid[0]}: must be true or false, not {settings[unsaid[0]]!r}" if unsaid else ""
 
 
 def _no_such(name: str) -> str:

@@ -1,23 +1,27 @@
 """Weights from elsewhere: which network they are of, the settings that their shapes tell, and their names in our networks.
 
 Names and tensors only; files are `convert`'s. What is known: the authors' 3D UX-Net (its grouped pointwise layers and, before October
-2022, dense ones) and MONAI's SwinUNETR, UNETR and SegResNet. The names themselves stand as key maps beside each network.
+2022, dense ones), MONAI's SwinUNETR, UNETR, SegResNet and UNet, and what was saved of any network of ours (`own.py`). The names
+themselves stand as key maps beside each network. What no shape shows is assumed, and said.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from uxnet.errors import ModelError, printable, shortened
-from uxnet.networks.blocks import Triple, triple
+from uxnet.errors import ModelError, RecipeError, printable, shortened
+from uxnet.networks import own
+from uxnet.networks.blocks import PerAxis
 from uxnet.networks.build import architecture, build
-from uxnet.networks.weights import rename
+from uxnet.networks.limits import TooLarge
+from uxnet.networks.shapes import Recognised, Shapes, kernel_sides, tied_patch, usual_heads, window_side
+from uxnet.networks.weights import KeyMap, rename
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "network_weights", "model", "network", "net", "weights")
 """Keys under which checkpoints keep the weights, beside epochs, optimisers and scores."""
@@ -32,25 +36,6 @@ MERGING = (
 
 _DEEPEST = 8
 _LONGEST_KEY = 100
-
-
-@dataclass(frozen=True)
-class Recognised:
-    """What the names and shapes of weights tell.
-
-    network: its name in `build.NETWORKS`.
-    in_channels, out_channels: of image and logits.
-    settings: of the network, every one that its shapes show.
-    patch: the sides (I, J, K) that it is tied to, None for networks that take any.
-    assumed: what shapes do not show and was filled in, as sentences.
-    """
-
-    network: str
-    in_channels: int
-    out_channels: int
-    settings: Mapping[str, Any]
-    patch: Triple | None = None
-    assumed: tuple[str, ...] = ()
 
 
 def unwrapped(loaded: Any) -> tuple[dict[Any, Tensor], tuple[str, ...]]:
@@ -114,43 +99,49 @@ def recognised(
         ModelError: if no network is found, a weight is missing that the settings are read from, or something that shapes do not show
             must be given.
     """
-    name = network or _kind_of(weights)
-    if name not in KINDS:
-        raise ModelError(f"weights of {name!r} cannot be converted; known are {', '.join(KINDS)}")
+    if network is not None and network not in KINDS:
+        raise ModelError(f"weights of {network!r} cannot be converted; known are {', '.join(KINDS)}")
+    name, kind = _kind_of(weights, network)
     given = dict(given or {})
     patch = given.pop("patch", None)
-    seen = KINDS[name].read(_Shapes(name, {key: tuple(weight.shape) for key, weight in weights.items()}), given, patch)
+    seen = kind.read(Shapes(name, {key: tuple(weight.shape) for key, weight in weights.items()}), given, patch)
     settings = {**seen.settings, **given}
     assumed = list(seen.assumed)
     if name == "swinunetr" and "merging" not in settings:
         if monai is None:
             raise ModelError(MERGING)
         settings["merging"] = "old" if _version(monai) < (1, 5) else "corrected"
-        assumed.append(f"patch merging {settings['merging']}, since the checkpoint states MONAI {monai}")
+        assumed.insert(0, f"patch merging {settings['merging']}, since the checkpoint states MONAI {monai}")
     if patch is not None and seen.patch is None:
         raise ModelError(f"{name} has no setting patch: it takes patches of any size")
-    return Recognised(name, seen.in_channels, seen.out_channels, settings, seen.patch, tuple(assumed))
+    return replace(seen, settings=settings, assumed=tuple(assumed), ours=kind.ours)
 
 
-def renamed(weights: Mapping[str, Tensor], found: Recognised) -> dict[str, Tensor]:
+def renamed(weights: Mapping[str, Tensor], found: Recognised, patch: PerAxis = 96) -> dict[str, Tensor]:
     """The weights under our names and in our shapes, float32; every one of ours that anything reads, every one of theirs used.
+
+    Args:
+        patch: that a network which is tied to none is built for.
 
     Raises:
         ModelError: naming the weights that are missing, unknown or of another shape.
         RecipeError: if the settings make no network.
     """
-    kind, entry = KINDS[found.network], architecture(found.network)
+    kind, entry = next(kind for kind in KINDS[found.network] if kind.ours == found.ours), architecture(found.network)
+    key_map: KeyMap = ((r"", ""),) if found.ours else entry.key_maps[0]
     theirs = kind.tidied({name: weight for name, weight in weights.items() if weight.is_floating_point()})
     try:
         # Without memory of its own, where the network can: shapes are what a stranger's file says, and may be anything.
         with torch.device("meta"):
-            network = build(found.network, found.in_channels, found.out_channels, found.patch or 96, found.settings)
-    except (RuntimeError, OverflowError, ZeroDivisionError) as error:
+            network = build(found.network, found.in_channels, found.out_channels, found.patch or patch, found.settings)
+    except RecipeError as error:
+        if not isinstance(error.__cause__, RuntimeError | ArithmeticError | TooLarge):
+            raise  # what somebody asked for is no setting of this network
         raise ModelError(f"the settings that its shapes show make no {found.network}: {dict(found.settings)}") from error
     ours = {name: weight for name, weight in network.state_dict().items() if weight.is_floating_point()}
     result, missing, misshapen, used = {}, [], [], set()
     for name, weight in ours.items():
-        other = rename(name, entry.key_maps[0])
+        other = rename(name, key_map)
         if other not in theirs:
             if not any(re.match(pattern, name) for pattern in entry.absent):
                 missing.append(other)
@@ -167,35 +158,14 @@ def renamed(weights: Mapping[str, Tensor], found: Recognised) -> dict[str, Tenso
         if names
     ]
     if problems:
-        raise ModelError(f"its weights are not those of {found.network} with {dict(found.settings)}; {'; '.join(problems)}")
+        tied = "; its windows are never larger than the patch's grid: give the patch that it was trained with" * (
+            "windows" in found.settings
+        )
+        raise ModelError(f"its weights are not those of {found.network} with {dict(found.settings)}; {'; '.join(problems)}{tied}")
     return result
 
 
-@dataclass(frozen=True)
-class _Shapes:
-    """Names and shapes of the weights of a network, asked for by name."""
-
-    network: str
-    shapes: Mapping[str, tuple[int, ...]]
-
-    def shape(self, name: str, axes: int = 5) -> tuple[int, ...]:
-        if name not in self.shapes:
-            raise ModelError(f"the weight {name} of {self.network} is missing, among {len(self.shapes)}; it has {shortened(self.shapes)}")
-        found = self.shapes[name]
-        if len(found) != axes or 0 in found:
-            raise ModelError(f"the weight {name} has the shape {found} where {axes} axes are needed; only networks for volumes are known")
-        return found
-
-    def count(self, pattern: str) -> int:
-        """How many different first groups the pattern has, at the beginnings of names."""
-        return len({match[1] for name in self.shapes if (match := re.match(pattern, name))})
-
-    def expect(self, name: str, *shape: int) -> None:
-        if self.shape(name, len(shape)) != shape:
-            raise ModelError(f"the weight {name} has the shape {self.shapes[name]}, and by the others {shape} is needed")
-
-
-def _read_uxnet(shapes: _Shapes, given: Mapping[str, Any], patch: Any) -> Recognised:
+def _read_uxnet(shapes: Shapes, given: Mapping[str, Any], patch: Any) -> Recognised:
     body, stages = "uxnet_3d", shapes.count(r"uxnet_3d\.downsample_layers\.(\d+)\.")
     if stages != 4:
         raise ModelError(f"it has {stages} stages (uxnet_3d.downsample_layers); the authors' networks have four")
@@ -213,12 +183,12 @@ def _read_uxnet(shapes: _Shapes, given: Mapping[str, Any], patch: Any) -> Recogn
         "widths": [stem[0], *(down[0] for down in downs)],
         "depths": [shapes.count(rf"uxnet_3d\.stages\.{s}\.(\d+)\.") for s in range(stages)],
         "hidden": shapes.shape("encoder5.layer.conv1.conv.weight")[0],
-        "stem_kernel": _sides([stem]),
-        "stem_stride": _sides([shapes.shape("decoder2.transp_conv.conv.weight")]),
+        "stem_kernel": kernel_sides([stem]),
+        "stem_stride": kernel_sides([shapes.shape("decoder2.transp_conv.conv.weight")]),
         "convolution": "depthwise" if mixing[0][1] == 1 else "standard",
-        "kernel": _sides(mixing),
-        "strides": _sides(downs),
-        "decoder_kernel": _sides([shapes.shape(f"encoder{level}.layer.conv1.conv.weight") for level in range(1, stages + 2)]),
+        "kernel": kernel_sides(mixing),
+        "strides": kernel_sides(downs),
+        "decoder_kernel": kernel_sides([shapes.shape(f"encoder{level}.layer.conv1.conv.weight") for level in range(1, stages + 2)]),
         "scaling": "none",
     }
     if expand in shapes.shapes:
@@ -232,13 +202,11 @@ def _read_uxnet(shapes: _Shapes, given: Mapping[str, Any], patch: Any) -> Recogn
     return Recognised("uxnet", stem[1], head[0], settings)
 
 
-def _read_swinunetr(shapes: _Shapes, given: Mapping[str, Any], patch: Any) -> Recognised:
+def _read_swinunetr(shapes: Shapes, given: Mapping[str, Any], patch: Any) -> Recognised:
     width, in_channels = shapes.shape("swinViT.patch_embed.proj.weight")[:2]
     depths = [shapes.count(rf"swinViT\.layers{stage}\.0\.blocks\.(\d+)\.") for stage in range(1, 5)]
     tables = [shapes.shape(f"swinViT.layers{stage}.0.blocks.0.attn.relative_position_bias_table", 2) for stage in range(1, 5)]
-    side = round(tables[0][0] ** (1 / 3))
-    if side**3 != tables[0][0] or side % 2 == 0:
-        raise ModelError(f"its windows are no cubes: a relative_position_bias_table of {tables[0][0]} rows; only cubes are known")
+    window = window_side(tables[0][0], "a relative_position_bias_table")
     # The network is built before its shapes can be compared one by one: the large ones must agree before anything is made.
     for stage, depth in enumerate(depths, start=1):
         c = width * 2 ** (stage - 1)
@@ -247,33 +215,24 @@ def _read_swinunetr(shapes: _Shapes, given: Mapping[str, Any], patch: Any) -> Re
             shapes.expect(f"swinViT.layers{stage}.0.blocks.{block}.mlp.linear1.weight", 4 * c, c)
             shapes.expect(f"swinViT.layers{stage}.0.blocks.{block}.attn.relative_position_bias_table", *tables[stage - 1])
     shapes.expect("encoder10.layer.conv1.conv.weight", 16 * width, 16 * width, 3, 3, 3)
-    settings = {"width": width, "depths": depths, "heads": [table[1] for table in tables], "window": (side + 1) // 2}
-    return Recognised("swinunetr", in_channels, shapes.shape("out.conv.conv.weight")[0], settings)
+    settings = {"width": width, "depths": depths, "heads": [table[1] for table in tables], "window": window}
+    assumed = ("features normalised on their way to the decoder (normalize=True), MONAI's default; no setting changes that",)
+    return Recognised("swinunetr", in_channels, shapes.shape("out.conv.conv.weight")[0], settings, assumed=assumed)
 
 
-def _read_unetr(shapes: _Shapes, given: Mapping[str, Any], patch: Any) -> Recognised:
+def _read_unetr(shapes: Shapes, given: Mapping[str, Any], patch: Any) -> Recognised:
     _, tokens, hidden = shapes.shape("vit.patch_embedding.position_embeddings", 3)
     width, in_channels = shapes.shape("encoder1.layer.conv1.conv.weight")[:2]
     settings = {"width": width, "hidden": hidden, "mlp": shapes.shape("vit.blocks.0.mlp.linear1.weight", 2)[0]}
-    assumed = []
+    assumed: tuple[str, ...] = ()
     if "heads" not in given:
-        if hidden % 64:
-            raise ModelError(f"weights of UNETR do not show the heads of the attention; set heads to a divisor of {hidden}")
-        settings["heads"] = hidden // 64
-        assumed.append(f"{hidden // 64} heads, of 64 channels each as in the paper, since weights do not show them; set heads if not so")
-    side = round(tokens ** (1 / 3))
-    if patch is None and side**3 != tokens:
-        raise ModelError(f"it has {tokens} tokens of 16x16x16 voxels, which make no cube; set patch to its sides, such as [96, 96, 64]")
-    if patch is None:
-        assumed.append(f"patches of {16 * side} voxels along every axis, since {tokens} tokens make that cube; set patch if not so")
-    try:
-        sides = triple(tuple(patch) if isinstance(patch, list) else 16 * side if patch is None else patch, "patch")
-    except ValueError as error:
-        raise ModelError(str(error)) from error
-    return Recognised("unetr", in_channels, shapes.shape("out.conv.conv.weight")[0], settings, sides, tuple(assumed))
+        settings["heads"], why = usual_heads("unetr", settings, hidden)
+        assumed = (f"{settings['heads']} heads, {why}, since weights do not show them; set heads if not so",)
+    sides, of_patch = tied_patch(tokens, 16, patch)
+    return Recognised("unetr", in_channels, shapes.shape("out.conv.conv.weight")[0], settings, sides, assumed + of_patch)
 
 
-def _read_segresnet(shapes: _Shapes, given: Mapping[str, Any], patch: Any) -> Recognised:
+def _read_segresnet(shapes: Shapes, given: Mapping[str, Any], patch: Any) -> Recognised:
     width, in_channels = shapes.shape("convInit.conv.weight")[:2]
     down, up = shapes.count(r"down_layers\.(\d+)\."), shapes.count(r"up_layers\.(\d+)\.")
     settings = {
@@ -281,7 +240,13 @@ def _read_segresnet(shapes: _Shapes, given: Mapping[str, Any], patch: Any) -> Re
         "blocks_down": [shapes.count(rf"down_layers\.{level}\.(\d+)\.conv1\.") for level in range(down)],
         "blocks_up": [shapes.count(rf"up_layers\.{level}\.(\d+)\.conv1\.") for level in range(up)],
     }
-    return Recognised("segresnet", in_channels, shapes.shape("conv_final.2.conv.weight")[0], settings)
+    unseen = {"groups": "8 groups in its norms", "activation": "ReLU as its activation"}
+    if given.get("activation") == "leaky_relu":
+        unseen["slope"] = "a slope of 0.01 in its LeakyReLU"
+    assumed = tuple(
+        f"{what}, MONAI's default, since weights do not show it; set {key} if not so" for key, what in unseen.items() if key not in given
+    )
+    return Recognised("segresnet", in_channels, shapes.shape("conv_final.2.conv.weight")[0], settings, assumed=assumed)
 
 
 def _perceptron(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -299,32 +264,45 @@ def _perceptron(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 class _Kind:
     """How the weights of a network are known and read.
 
-    starts: what the names of its encoder begin with.
+    starts: what some of the names begin with, and none of another network's.
     read: shapes, given settings, given patch -> what they tell.
     tidied: names and weights as the key map has them.
-    unread: patterns of weights that some versions of the network own and none reads.
+    unread: patterns of weights that some versions of the network own and none reads, or only deep supervision does.
+    ours: whether these are our names, which need no key map.
     """
 
     starts: str
-    read: Callable[[_Shapes, Mapping[str, Any], Any], Recognised]
+    read: Callable[[Shapes, Mapping[str, Any], Any], Recognised]
     tidied: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
     unread: Sequence[str] = field(default_factory=tuple)
+    ours: bool = False
 
 
-KINDS: Mapping[str, _Kind] = {
-    "uxnet": _Kind("uxnet_3d.", _read_uxnet),
-    "swinunetr": _Kind("swinViT.", _read_swinunetr),
+_SUPERVISION = (r"supervision_heads\.",)
+
+KINDS: Mapping[str, Sequence[_Kind]] = {
+    "uxnet": (_Kind("uxnet_3d.", _read_uxnet), _Kind("stem.conv.", own.read_uxnet, unread=_SUPERVISION, ours=True)),
+    "swinunetr": (_Kind("swinViT.", _read_swinunetr),),
     # A class token until MONAI 0.7; cross attention, which UNETR does not ask for, in some later ones.
-    "unetr": _Kind("vit.", _read_unetr, _perceptron, (r"vit\.patch_embedding\.cls_token$", r"vit\.blocks\.\d+\.(norm_)?cross_attn\.")),
-    "segresnet": _Kind("convInit.", _read_segresnet),
+    "unetr": (_Kind("vit.", _read_unetr, _perceptron, (r"vit\.patch_embedding\.cls_token$", r"vit\.blocks\.\d+\.(norm_)?cross_attn\.")),),
+    "segresnet": (_Kind("convInit.", _read_segresnet),),
+    "unet": (_Kind("1.submodule.", own.read_unet, own.below_model),),
+    "rapnet": (_Kind("decoder.0.up.", own.read_rapnet, ours=True),),
+    "nnunet": (_Kind("encoder.0.0.conv.", own.read_nnunet, unread=(r"heads\.[1-9]",), ours=True),),
+    "transbts": (_Kind("transformer_norm.", own.read_transbts, ours=True),),
+    "nnformer": (_Kind("stem.convs.", own.read_nnformer, unread=_SUPERVISION, ours=True),),
 }
-"""Networks whose weights from elsewhere are known."""
+"""Networks whose weights are known, each with the names that its weights may have."""
 
 
-def _kind_of(weights: Mapping[str, Tensor]) -> str:
-    found = [name for name, kind in KINDS.items() if any(key.startswith(kind.starts) for key in weights)]
+def _kind_of(weights: Mapping[str, Tensor], network: str | None) -> tuple[str, _Kind]:
+    """The network of that name, or any, and its names by which these weights go."""
+    kinds = [(name, kind) for name in ([network] if network else KINDS) for kind in KINDS[name]]
+    found = [(name, kind) for name, kind in kinds if any(key.startswith(kind.starts) for key in weights)]
+    if network and not found:
+        return kinds[0]  # whose first weight is then named as missing
     if len(found) != 1:
-        known = ", ".join(f"{name} ({kind.starts}...)" for name, kind in KINDS.items())
+        known = ", ".join(f"{name} ({kind.starts}...)" for name, kind in kinds)
         what = "several networks are" if found else "no network is"
         raise ModelError(f"{what} recognised in its {len(weights)} weights, called {shortened(weights)}; known are {known}")
     return found[0]
@@ -352,14 +330,6 @@ def _without_trailing_ones(weight: Tensor) -> tuple[int, ...]:
     while shape and shape[-1] == 1:
         shape.pop()
     return tuple(shape)
-
-
-def _sides(shapes: Sequence[tuple[int, ...]]) -> Any:
-    """The kernels of these weights as a setting: one number, one an axis, or three for each of them."""
-    kernels = [list(shape[2:]) for shape in shapes]
-    if any(kernel != kernels[0] for kernel in kernels):
-        return kernels
-    return kernels[0][0] if len(set(kernels[0])) == 1 else kernels[0]
 
 
 def _version(text: str) -> tuple[int, int]:

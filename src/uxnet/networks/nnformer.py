@@ -26,7 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uxnet.networks.blocks import DropPath, PerAxis, Triple, cropped, padded_behind, padded_sides, sides_of, triple, wholes
+from uxnet.networks.blocks import DropPath, PerAxis, Triple, cropped, padded_behind, padded_sides, share, sides_of, triple, wholes
+
+LARGEST_WINDOW = 16
+"""The largest side of a window: 4,096 tokens that each see each other."""
 
 REFERENCE_KEYS = (
     (r"^stem\.convs\.([01])\.", r"model_down.patch_embed.proj1.conv{1+1}."),
@@ -293,18 +296,20 @@ class NNFormer(nn.Module):
             raise ValueError(f"patch_stride must be 1, 2 or 4 along every axis, not {patch_stride!r}")
         if not isinstance(mlp_ratio, int | float) or not 1 <= mlp_ratio < math.inf:
             raise ValueError(f"mlp_ratio must be at least 1, not {mlp_ratio!r}")
-        if not isinstance(drop_path, int | float) or not 0 <= drop_path < 1:
-            raise ValueError(f"drop_path must be at least 0 and below 1, not {drop_path!r}")
+        share(drop_path, "drop_path")
 
         self.in_channels, self.out_channels = in_channels, out_channels
         self.fixed_patch: Triple | None = None
         down = 2 ** (stages - 1)
         self.total_stride: Triple = (strides[0] * down, strides[1] * down, strides[2] * down)
         padded = padded_sides(triple(patch, "patch"), self.total_stride, alone=True)
+        # What is larger than the grid means all of it, and attention takes memory by the sixth power of a window's side.
         grids = [min(p // (s * 2**stage) for p, s in zip(padded, strides, strict=True)) for stage in range(stages)]
 
         def blocks(stage: int, rates: Sequence[float], *, of_skip: bool = False) -> list[Block]:
             window = min(windows[stage], grids[stage])
+            if window > LARGEST_WINDOW:
+                raise ValueError(f"windows must be at most {LARGEST_WINDOW}, not {tuple(windows)}")
             return [
                 Block(widths[stage], heads[stage], window, mlp_ratio, rate, shifted=b % 2 == 1, of_skip=of_skip and b == 0)
                 for b, rate in enumerate(rates)

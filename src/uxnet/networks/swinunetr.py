@@ -17,13 +17,16 @@ import torch.nn.functional as F
 from monai.networks.nets.swin_unetr import SwinUNETR as MonaiSwinUNETR
 from torch import Tensor, nn
 
-from uxnet.networks.blocks import INNER_KEYS, PaddedNetwork, Triple, one_of, triple, wholes
+from uxnet.networks.blocks import INNER_KEYS, PaddedNetwork, Triple, one_of, share, triple, wholes
 
 REFERENCE_KEYS = INNER_KEYS
 
 CORRECTED: tuple[Triple, ...] = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
 OLD: tuple[Triple, ...] = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
 """The sub-lattices (their first voxel) whose channels patch merging puts behind each other: of MONAI since 1.5, and until 1.4."""
+
+LARGEST_WINDOW = 16
+"""The largest side of a window of attention: 4,096 tokens that each see each other."""
 
 
 class _PatchMerging(nn.Module):
@@ -97,7 +100,10 @@ class SwinUNETR(PaddedNetwork):
             raise ValueError(f"depths {depths} and heads {heads} must name four stages")
         if wholes((width,), 1, "width")[0] % 12:
             raise ValueError(f"width must be a multiple of 12, not {width}")
-        wholes((window,), 2, "window")
+        if wholes((window,), 2, "window")[0] > LARGEST_WINDOW:
+            raise ValueError(f"window must be 2 to {LARGEST_WINDOW}, not {window}: attention takes memory by its sixth power")
+        for name, rate in {"drop_path": drop_path, "dropout": dropout, "attention_dropout": attention_dropout}.items():
+            share(rate, name)
         wrong = [h for stage, h in enumerate(heads) if width * 2**stage % h]
         if wrong:
             raise ValueError(f"heads {heads} must divide the channels of their stages, {[width * 2**s for s in range(4)]}")

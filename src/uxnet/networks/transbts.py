@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uxnet.networks.blocks import PerAxis, Triple, cropped, padded_behind, padded_sides, sides_of, triple, wholes
+from uxnet.networks.blocks import PerAxis, Triple, cropped, padded_behind, padded_sides, share, sides_of, triple, wholes
 
 GROUPS = 8
 """Groups of the encoder's group norms."""
@@ -214,8 +214,7 @@ class TransBTS(nn.Module):
         if embedding % heads:
             raise ValueError(f"embedding must be a multiple of heads, but {embedding} is not one of {heads}")
         for name, rate in {"dropout": dropout, "attention_dropout": attention_dropout, "stem_dropout": stem_dropout}.items():
-            if not isinstance(rate, int | float) or not 0 <= rate < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, not {rate!r}")
+            share(rate, name)
 
         self.in_channels, self.out_channels = in_channels, out_channels
         self.fixed_patch: Triple | None = triple(patch, "patch")

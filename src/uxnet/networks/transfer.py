@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,15 +25,20 @@ class Transfer:
     adapted: our name -> how it was made to fit.
     fresh: our name -> why it kept its fresh start.
     skipped: names that only the other network has.
+    share, of_encoder: of the parameters of the network, and of its encoder, how many were copied or adapted.
     """
 
     copied: tuple[str, ...]
     adapted: Mapping[str, str] = field(default_factory=dict)
     fresh: Mapping[str, str] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    share: float = 1.0
+    of_encoder: float = 1.0
 
     def __str__(self) -> str:
-        parts = [f"{len(self.copied)} weights copied"]
+        tensors = len(self.copied) + len(self.adapted) + len(self.fresh)
+        of_encoder = f"{in_percent(self.share)} of all parameters, {in_percent(self.of_encoder)} of the encoder's"
+        parts = [f"{len(self.copied) + len(self.adapted)} of {tensors} weights fit ({of_encoder})", f"{len(self.copied)} copied"]
         for what, names in (("adapted", self.adapted), ("fresh", self.fresh)):
             if names:
                 reasons = sorted(set(names.values()))
@@ -51,6 +58,7 @@ def init_from(
     kernels: Literal["trilinear", "centred"] = "trilinear",
     channels: tuple[int, int] | None = None,
     masks: int = 0,
+    encoder: str = "",
 ) -> Transfer:
     """Copies every weight that fits, makes those fit that can be, and says what became of each.
 
@@ -69,6 +77,7 @@ def init_from(
         kernels: how kernels grow.
         channels: how many the other network takes, and this one; needed where patches of voxels are seen by a matrix (UNETR).
         masks: how many of the last ones are masks and no images: they stay masks.
+        encoder: a pattern of the names of the encoder's parameters (`Architecture.encoder`); "" counts all of them.
 
     Raises:
         ModelError: if nothing at all could be copied.
@@ -98,7 +107,22 @@ def init_from(
                 fresh[name] = "another shape"
     if not copied:
         raise ModelError("no weight of the other network fits this one, in name and shape; they are different networks")
-    return Transfer(tuple(copied), adapted, fresh, tuple(name for name in theirs if name not in own))
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    inside = {name: size for name, size in sizes.items() if re.match(encoder, name)}
+    skipped = tuple(name for name in theirs if name not in own)
+    return Transfer(tuple(copied), adapted, fresh, skipped, _share(sizes, fresh), _share(inside, fresh))
+
+
+def in_percent(share: float) -> str:
+    """A share in words that call no part the whole, and no little nothing."""
+    if 0 < share < 0.001:
+        return "less than 0.1 %"
+    return f"{math.floor(1000 * share) / 10:g} %"
+
+
+def _share(sizes: Mapping[str, int], fresh: Collection[str]) -> float:
+    """Of the values in parameters, the share of those that are not fresh."""
+    return sum(size for name, size in sizes.items() if name not in fresh) / max(1, sum(sizes.values()))
 
 
 def tied_to_channels(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from monai.networks.nets.unet import UNet as MonaiUNet
 
-from uxnet.networks.blocks import INNER_KEYS, PaddedNetwork, triple, wholes
+from uxnet.networks.blocks import INNER_KEYS, PaddedNetwork, share, triple, wholes
 
 REFERENCE_KEYS = INNER_KEYS
 
@@ -44,6 +44,7 @@ class UNet(PaddedNetwork):
         if len(widths) < 2:
             raise ValueError(f"widths must name at least two levels, not {widths}")
         halvings = len(widths) - 1
+        share(dropout, "dropout")
         (units,) = wholes((residual_units,), 0, "residual_units")
         network = MonaiUNet(3, in_channels, out_channels, widths, (2,) * halvings, num_res_units=units, dropout=dropout)
         super().__init__(network, in_channels, out_channels, triple(2**halvings))

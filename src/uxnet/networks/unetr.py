@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from monai.networks.nets.unetr import UNETR as MonaiUNETR
 
-from uxnet.networks.blocks import INNER_KEYS, PaddedNetwork, PerAxis, padded_sides, triple, wholes
+from uxnet.networks.blocks import INNER_KEYS, PaddedNetwork, PerAxis, padded_sides, share, triple, wholes
 
 REFERENCE_KEYS = INNER_KEYS
 
@@ -58,6 +58,7 @@ class UNETR(PaddedNetwork):
     ) -> None:
         for name, value in {"width": width, "hidden": hidden, "mlp": mlp, "heads": heads}.items():
             wholes((value,), 1, name)
+        share(dropout, "dropout")
         if hidden % heads:
             raise ValueError(f"hidden {hidden} must be a multiple of heads {heads}")
         sides = triple(patch, "patch")

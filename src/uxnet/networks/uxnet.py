@@ -46,6 +46,7 @@ from uxnet.networks.blocks import (
     padded_sides,
     per_stage,
     same_padding,
+    share,
     sides_of,
     triple,
     wholes,
@@ -270,8 +271,7 @@ class UXNet(nn.Module):
         counts = {"in_channels": in_channels, "out_channels": out_channels, "hidden": hidden, "expansion": expansion}
         for name, count in counts.items():
             wholes((count,), 1, name)
-        if not isinstance(drop_path, int | float) or not 0 <= drop_path < 1:
-            raise ValueError(f"drop_path must be at least 0 and below 1, not {drop_path!r}")
+        share(drop_path, "drop_path")
         settings = BlockSettings(
             one_of(block, BLOCKS, "block"),
             one_of(convolution, ("depthwise", "standard"), "convolution"),

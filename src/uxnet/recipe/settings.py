@@ -19,9 +19,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from uxnet.errors import RecipeError
+from uxnet.recipe.limits import MOST, check, check_patch, check_range, check_settings
 
 SCHEMA = 1
+_LARGEST = 1e30  # of intensities, whose squares float64 holds
+_MOST_STEPS = 10**12
+_MOST_OVERLAP = 0.9
 Three = tuple[float, float, float]
 
 
@@ -34,16 +37,6 @@ def later(default: Any) -> Any:
     return field(default=default, metadata={"later": True})
 
 
-def check(ok: bool, key: str, message: str) -> None:
-    """Refuses a value.
-
-    Raises:
-        RecipeError: that names the key.
-    """
-    if not ok:
-        raise RecipeError(f"{key}: {message}")
-
-
 @dataclass(frozen=True)
 class Network:
     """Which network, by its name in `networks.build`, and its settings as keyword arguments."""
@@ -52,8 +45,7 @@ class Network:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        none = [key for key, value in self.settings.items() if value is None]
-        check(not none, f"settings.{none[0] if none else ''}", "TOML has no none; write false, or leave the key out")
+        check_settings(self.settings)
 
 
 @dataclass(frozen=True)
@@ -75,6 +67,7 @@ class Intensity:
 
     def __post_init__(self) -> None:
         check(len(self.clip) in (0, 2) and list(self.clip) == sorted(set(self.clip)), "clip", "give two rising limits, or none")
+        check(all(abs(limit) <= _LARGEST for limit in self.clip), "clip", f"limits must lie within -{_LARGEST:g}..{_LARGEST:g}")
         check(self.scale != "range" or len(self.clip) == 2, "scale", '"range" needs the limits in `clip`')
         check(0 <= self.low < self.high <= 100, "low, high", "percentiles must rise and lie within 0..100")
 
@@ -102,6 +95,8 @@ class Preparation:
         letters = sorted("R" if c in "RL" else "A" if c in "AP" else "S" if c in "SI" else "?" for c in self.orientation)
         check(letters == ["A", "R", "S"], "orientation", f'{self.orientation!r} is none; name each axis once, for example "RAS"')
         check(len(self.spacing_mm) in (0, 3) and all(s > 0 for s in self.spacing_mm), "spacing_mm", "give three positive numbers, or none")
+        for spacing in self.spacing_mm:
+            check_range(spacing, 0.001, 1000, "spacing_mm")
         check(len(self.intensity) >= 1, "intensity", "give one entry for all channels, or one a channel")
 
 
@@ -124,9 +119,9 @@ class Sampling:
     per_case: int = 1
 
     def __post_init__(self) -> None:
-        check(min(self.patch) >= 1, "patch", "sides must be at least 1")
+        check_patch(self.patch, "patch")
         check(0 <= self.foreground <= 1, "foreground", "must lie within 0..1")
-        check(self.per_case >= 1, "per_case", "must be at least 1")
+        check(1 <= self.per_case <= MOST, "per_case", f"must be at least 1, and at most {MOST}")
         check(self.per_case == 1 or self.balance == "case", "per_case", 'several patches a case need balance = "case"')
 
 
@@ -165,6 +160,12 @@ class Augmentation:
         for key in ("scale", "intensity_shift", "intensity_offset", "intensity_scale", "gamma", "noise", "blur"):
             check(getattr(self, key) >= 0, key, "must not be negative")
         check(self.scale < 1, "scale", "must be below 1")
+        for angle in self.rotation_deg:
+            check_range(angle, -360, 360, "rotation_deg")
+        for key, most in {"gamma": 10, "blur": 100}.items():
+            check_range(getattr(self, key), 0, most, key)
+        for key in ("intensity_shift", "intensity_offset", "intensity_scale", "noise"):
+            check(getattr(self, key) <= _LARGEST, key, f"must not be above {_LARGEST:g}")
         for key in ("affine_probability", "intensity_probability"):
             check(0 <= getattr(self, key) <= 1, key, "must lie within 0..1")
 
@@ -228,7 +229,7 @@ class Schedule:
     power: float = 0.9
 
     def __post_init__(self) -> None:
-        check(self.power > 0, "power", "must be above 0")
+        check(0 < self.power <= 1000, "power", "must be above 0, and at most 1000")
         check(self.warmup_steps >= 0 and self.patience >= 0, "warmup_steps, patience", "must not be negative")
         check(0 <= self.floor <= 1 and 0 < self.factor < 1, "floor, factor", "must lie within 0..1")
 
@@ -275,7 +276,11 @@ class Training:
     def __post_init__(self) -> None:
         for key in ("steps", "batch", "accumulate", "validate_every", "checkpoint_every", "skips_in_a_row"):
             check(getattr(self, key) >= 1, key, "must be at least 1")
-        for key in ("hours", "stop_after", "collapse_after"):
+        for key in ("batch", "accumulate"):
+            check(getattr(self, key) <= MOST, key, f"must not be above {MOST}")
+        check(self.steps <= _MOST_STEPS, "steps", f"must not be above {_MOST_STEPS}")
+        check_range(self.hours, 0, 100_000, "hours")
+        for key in ("stop_after", "collapse_after"):
             check(getattr(self, key) >= 0, key, "must not be negative")
         check(0 <= self.seed < 2**63, "seed", "must not be negative, nor 2^63 or above")
         check(self.batch % self.accumulate == 0, "accumulate", f"cannot share out a batch of {self.batch} in equal parts")
@@ -302,8 +307,13 @@ class Inference:
 
     def __post_init__(self) -> None:
         check(0 <= self.overlap < 1, "overlap", "must lie within 0..1, below 1")
-        check(self.batch >= 1, "batch", "must be at least 1")
+        check(
+            self.overlap <= _MOST_OVERLAP, "overlap", f"must not be above {_MOST_OVERLAP}: every voxel is computed a thousand times there"
+        )
+        check(1 <= self.batch <= MOST, "batch", f"must be at least 1, and at most {MOST}")
         check(len(self.patch) in (0, 3) and all(p >= 1 for p in self.patch), "patch", "give three sides of at least 1, or none")
+        if self.patch:
+            check_patch(self.patch, "patch")
 
 
 @dataclass(frozen=True)
@@ -319,7 +329,7 @@ class Prior:
     patches: int = 50
 
     def __post_init__(self) -> None:
-        check(self.patches >= 1, "patches", "must be at least 1")
+        check(1 <= self.patches <= MOST, "patches", f"must be at least 1, and at most {MOST}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import tomli_w
 
 from uxnet.errors import RecipeError, UsageError, shortened
-from uxnet.recipe.settings import Network, Recipe, check
+from uxnet.recipe.limits import check, check_length, number, shown, whole
+from uxnet.recipe.settings import Network, Recipe
 
 
 def recipe_names() -> list[str]:
@@ -185,36 +186,37 @@ def _parse(kind: Any, value: Any, key: str) -> Any:
         inner = [k for k in get_args(kind) if k is not type(None)]
         return None if value is None else _parse(inner[0], value, key)
     if origin is Literal:
-        check(value in get_args(kind), key, f"{value!r} is none of {', '.join(map(repr, get_args(kind)))}")
+        check(value in get_args(kind), key, f"{shown(value)} is none of {', '.join(map(repr, get_args(kind)))}")
         return value
     if origin is tuple:
         inner = list(get_args(kind))
-        check(isinstance(value, list | tuple), key, f"expected a list, got {value!r}")
+        check(isinstance(value, list | tuple), key, f"expected a list, got {shown(value)}")
+        check_length(value, key)
         if inner[-1] is Ellipsis:
             inner = [inner[0]] * len(value)
         check(len(value) == len(inner), key, f"expected {len(inner)} values, got {len(value)}")
         return tuple(_parse(k, v, f"{key}[{i}]") for i, (k, v) in enumerate(zip(inner, value, strict=True)))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return number(value, key)
     if origin is not None:  # Mapping[str, Any]
-        check(isinstance(value, Mapping), key, f"expected a table, got {value!r}")
+        check(isinstance(value, Mapping), key, f"expected a table, got {shown(value)}")
         return dict(value)
     if kind is float and isinstance(value, float):
         check(value == value and abs(value) != float("inf"), key, "must be a finite number")
-    check(type(value) is kind, key, f"expected {_NAMES.get(kind, kind)}, got {value!r}")
-    return value
+    check(type(value) is kind, key, f"expected {_NAMES.get(kind, kind)}, got {shown(value)}")
+    return whole(value, key) if kind is int else value
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "a word in quotes", bool: "true or false"}
 
 
 def _parse_dataclass(kind: Any, value: Any, key: str) -> Any:
-    check(isinstance(value, Mapping), key or "recipe", f"expected a table, got {value!r}")
+    check(isinstance(value, Mapping), key or "recipe", f"expected a table, got {shown(value)}")
     hints = get_type_hints(kind)
     names = [f.name for f in fields(kind)]
     here = f"{key}." if key else ""
     for name in value:
-        check(name in names, f"{here}{name}", f"unknown key; known are {', '.join(names)}")
+        check(name in names, f"{here}{str(name)[:80]}", f"unknown key; known are {', '.join(names)}")
     parsed = {name: _parse(hints[name], value[name], f"{here}{name}") for name in names if name in value}
     check(kind is not Recipe or "name" in parsed, "name", "a recipe needs a name")
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING and f.name not in parsed]

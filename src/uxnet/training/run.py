@@ -27,6 +27,7 @@ from uxnet.io.schemas import Transfer
 from uxnet.labels import Label, Labels
 from uxnet.model import read_model, warn_of_leaks
 from uxnet.recipe import Recipe, Stage, load_recipe, other_keys, recipe_to_toml
+from uxnet.shipped import recipe_of
 from uxnet.training.begin import begin_from
 from uxnet.training.board import require_tensorboard
 from uxnet.training.budget import clock, within_budget
@@ -70,7 +71,8 @@ def train(
 
     Args:
         dataset: a folder that `read_dataset` knows, or what it gave.
-        recipe: a name in the box, a TOML file, or a Recipe. The stages of a recipe with two are trained one after the other.
+        recipe: a name in the box, a TOML file, a model, whose own is taken (see `shipped.recipe_of`), or a Recipe. The stages of a recipe
+            with two are trained one after the other.
         out: the run's folder: recipe, split, inspection, metrics, curves, checkpoints and `model.uxnet` go there; what belongs to one
             of two stages lies in `stage_0` and `stage_1`.
         fold: of the split, from 0; or "all": every case trains, none validates, the last weights are kept and no split is made.
@@ -96,7 +98,7 @@ def train(
     Raises:
         DatasetError: if the dataset has errors (all are named) or no such fold.
         RecipeError: if the recipe asks for what cannot be done, or a teacher does not fit.
-        ModelError: if nothing of the model to begin with fits.
+        ModelError: if less than a tenth of an encoder's parameters fits from the model to begin with.
         CheckpointError: if the folder holds a run and `resume` is off, or holds another run, or one whose cases had another content
             (they are named), or another process trains there.
         TrainingError: if the training cannot go on.
@@ -105,7 +107,7 @@ def train(
             weights of the best.
         Preempted: if `stopping` said so; with `resume` the run goes on.
     """
-    recipe, out = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), Path(out)
+    recipe, out = recipe if isinstance(recipe, Recipe) else recipe_of(recipe), Path(out)
     if tensorboard:
         require_tensorboard()
     engines = [TrainingEngine(device, stage.training.precision, strategy) for stage in recipe.stages]
@@ -319,14 +321,7 @@ def _labels_of(stage: Stage, labels: Labels) -> Labels:
 
 def _fresh_network(stage: Stage, manifest: Manifest) -> nn.Module:
     torch.manual_seed(stage.training.seed)
-    network = stage_network(stage, len(manifest.channel_names), manifest.labels.out_channels)
-    tied = getattr(network, "fixed_patch", None)
-    if tied is not None and stage.window != tied:
-        raise RecipeError(
-            f"inference.patch: {stage.network.name} is tied to the patches it is trained with, {list(tied)}, and takes no windows of "
-            f"{list(stage.window)}; leave inference.patch empty"
-        )
-    return network
+    return stage_network(stage, len(manifest.channel_names), manifest.labels.out_channels)
 
 
 def _refuse_another_run(out: Path, recipe: Recipe, resume: bool) -> None:
