@@ -25,7 +25,7 @@ from uxnet.inference.segment import segment
 from uxnet.io import alone, atomic, read_geometry, read_image, read_json, write_json, write_labels
 from uxnet.labels import Label, Labels
 from uxnet.model import read_model, warn_of_leaks
-from uxnet.recipe import Recipe, Stage, load_recipe, other_keys, recipe_to_toml
+from uxnet.recipe import Recipe, Stage, complete_toml, load_recipe, other_keys, recipe_to_toml
 from uxnet.shipped import recipe_of
 from uxnet.training.begin import begin_from
 from uxnet.training.board import require_tensorboard
@@ -154,7 +154,7 @@ def train(
 
     with contextlib.ExitStack() as held:
         chosen = one.first(begin)
-        identity = _identity(recipe, inspection, chosen, origin, taught)
+        identity = _identity(_written(out, recipe), inspection, chosen, origin, taught)
         digests = {facts.name: facts.image_sha256 for facts in inspection.fingerprint.cases}
         folder = Path(cache or out / "cache")
         run = _Run(recipe, manifest, chosen, digests, out, folder, workers, tensorboard, stopping, identity, taught, report)
@@ -331,6 +331,15 @@ def _refuse_another_run(out: Path, recipe: Recipe, resume: bool) -> None:
         )
 
 
+def _written(out: Path, recipe: Recipe) -> Recipe:
+    """The recipe as the run's folder has it, by whose text the run is known: one that means the same may leave defaults out.
+
+    Runs of versions that wrote it as it was given are known by that.
+    """
+    file = out / "recipe.toml"
+    return recipe if file.read_text(encoding="utf-8") == recipe_to_toml(recipe) else load_recipe(file)
+
+
 def _refuse_another_beginning(out: Path, origin: Mapping[str, Any] | None) -> None:
     if not (out / "recipe.toml").exists():
         return
@@ -360,7 +369,7 @@ def _begin(out: Path, recipe: Recipe, resume: bool, report: Report) -> None:
         report(Note(f"{out}: nothing to resume there, a new run is started"))
     out.mkdir(parents=True, exist_ok=True)
     with atomic(file) as temporary:
-        temporary.write_text(recipe_to_toml(recipe), encoding="utf-8")
+        temporary.write_text(complete_toml(recipe), encoding="utf-8")
 
 
 def _fold(manifest: Manifest, inspection: Inspection, file: Path, protocol: str | None, seed: int, fold: int, report: Report) -> Fold:
