@@ -11,7 +11,9 @@ from uxnet.recipe import (
     Intensity,
     Preparation,
     Recipe,
+    complete_toml,
     load_recipe,
+    other_keys,
     recipe_from_dict,
     recipe_names,
     recipe_to_dict,
@@ -327,3 +329,26 @@ def test_runs_and_records_know_their_recipe_by_a_hash_that_later_keys_do_not_cha
     stage = {"network": {"name": "uxnet"}, "loss": {"taught": 0.25}}
     assert "taught = 0.25" in recipe_to_toml(recipe_from_dict({"name": "x", "stages": [stage]}))
     assert recipe_from_dict({"name": "x", "stages": [{"network": {"name": "uxnet"}}]}).stages[0].loss.taught == 0.5
+
+
+def test_a_recipe_with_everything_written_out_means_the_same(tmp_path):
+    for name in ("hippocampus", "hippocampus-localiser", "hippocampus-rapnet"):
+        recipe, file = load_recipe(name), tmp_path / f"{name}-all.toml"
+        file.write_text(complete_toml(recipe))
+        assert other_keys(recipe, load_recipe(file)) == ""
+        assert "taught = 0.5" in file.read_text()
+    narrow = load_recipe(tmp_path / "hippocampus-localiser-all.toml").stages[0].network.settings
+    assert "size" not in narrow
+    assert narrow == {"widths": [12, 24, 48, 96, 192], "residual_units": 2, "dropout": 0.0}
+    other = with_overrides(load_recipe(tmp_path / "hippocampus-all.toml"), ["network.settings.kernel=9"])
+    assert other_keys(load_recipe("hippocampus"), other) == "stages.0.network.settings.kernel is 7 there and 9 here"
+
+
+def test_a_size_that_would_change_nothing_is_refused(tmp_path):
+    (tmp_path / "all.toml").write_text(complete_toml(with_network(load_recipe("hippocampus"), "unet")))
+    for size in ("narrow", "paper"):
+        assert with_overrides(with_network(TWO, "unet"), [f"network.settings.size={size}"]).stages[0].network.settings == {"size": size}
+    with pytest.raises(UsageError, match=r"network\.settings\.size: changes nothing, since the recipe gives widths"):
+        with_overrides(load_recipe(tmp_path / "all.toml"), ["network.settings.size=narrow"])
+    with pytest.raises(UsageError, match=r"network\.settings\.size: changes nothing"):
+        with_overrides(load_recipe("hippocampus"), ["network.settings.size=paper"])

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import nibabel as nib
 import numpy as np
@@ -26,7 +26,18 @@ from uxnet.events import Note, Warn
 from uxnet.io import alone
 from uxnet.labels import Label, Labels
 from uxnet.model import read_model, read_weights
-from uxnet.recipe import Network, load_recipe, recipe_to_toml, with_network, with_overrides
+from uxnet.recipe import (
+    Inference,
+    Loss,
+    Network,
+    Optimiser,
+    Training,
+    complete_toml,
+    load_recipe,
+    recipe_to_toml,
+    with_network,
+    with_overrides,
+)
 from uxnet.records import read_records
 from uxnet.training import checkpoint, loop, showing
 from uxnet.training import identity as identity_module
@@ -556,7 +567,33 @@ def test_another_recipe_fold_or_labels_is_refused(go, whole, tiny_recipe, tiny_d
     assert not (whole / "last_good.uxnet").exists()  # it would be that run's, with this one's cases written on it
     with pytest.raises(UsageError, match="folds 0 to 4, not 5"):
         go(whole, resume=True, fold=5)
-    assert load_recipe(whole / "recipe.toml") == tiny_recipe
+    assert (whole / "recipe.toml").read_text() == complete_toml(tiny_recipe)
+
+
+def test_what_a_run_writes_down_of_its_recipe_is_all_of_it(go, whole, tmp_path, monkeypatch):
+    """Every key and setting, so that another version's defaults change nothing; and the run goes on with either form of the recipe."""
+    text = (whole / "recipe.toml").read_text()
+    keys = [f.name for kind in (Loss, Optimiser, Training, Inference) for f in fields(kind)]
+    assert [key for key in (*keys, "expansion", "block", "stem_kernel") if f"\n{key} = " not in text] == []
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stopping(DatasetError("x"), patch)
+        with pytest.raises(DatasetError):
+            go(out)
+    assert_same_run(go(out, resume=True, recipe=load_recipe(out / "recipe.toml")).parent, whole)
+
+
+def test_a_run_whose_recipe_was_written_as_it_was_given_goes_on(go, whole, tiny_recipe, tmp_path, monkeypatch):
+    """As versions did before: its recipe's hash, by which its checkpoints know it, was of that text."""
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "complete_toml", recipe_to_toml)
+        stopping(DatasetError("x"), patch)
+        with pytest.raises(DatasetError):
+            go(out)
+    assert (out / "recipe.toml").read_text() == recipe_to_toml(tiny_recipe)
+    assert run_module._written(out, tiny_recipe) is tiny_recipe
+    assert_same_run(go(out, resume=True).parent, whole)
 
 
 def test_a_run_does_not_go_on_with_other_cases(go, whole, tiny_dataset, tmp_path):

@@ -216,6 +216,28 @@ def with_size(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**narrow, **given}
 
 
+def every_setting(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with `size` resolved and every default filled in; those of no network here, or none, as they are."""
+    if name not in NETWORKS or settings.get("size", "paper") not in SIZES:
+        return dict(settings)
+    parameters = inspect.signature(architecture(name).network).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "patch"}
+    return {**defaults, **with_size(name, settings)}
+
+
+def idle_size(name: str, settings: Mapping[str, Any]) -> str:
+    """The settings that a size stands for, where all of them are given beside it and are others; empty where the size decides something."""
+    if name not in NETWORKS or "size" not in settings:
+        return ""
+    sized, decided = every_setting(name, {"size": settings["size"]}), NETWORKS[name].narrow
+    idle = all(key in settings for key in decided) and any(_plain(settings[key]) != _plain(sized[key]) for key in decided)
+    return ", ".join(decided) if idle else ""
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def other_settings(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """The settings in which two networks of one name differ, in words; empty where their weights mean the same."""
     a, b = with_size(name, theirs), with_size(name, ours)

@@ -16,6 +16,7 @@ from uxnet.recipe.settings import (
     Training,
 )
 from uxnet.recipe.toml import (
+    complete_toml,
     from_plain,
     load_recipe,
     other_keys,
@@ -43,6 +44,7 @@ __all__ = [
     "Schedule",
     "Stage",
     "Training",
+    "complete_toml",
     "from_plain",
     "load_recipe",
     "other_keys",

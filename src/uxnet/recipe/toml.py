@@ -85,9 +85,27 @@ def recipe_to_toml(recipe: Recipe) -> str:
     return tomli_w.dumps(recipe_to_dict(recipe))
 
 
+def complete_toml(recipe: Recipe) -> str:
+    """The recipe as TOML with every key of it and every setting of its networks, so that it means the same whatever defaults become.
+
+    Imports torch, whose room knows the settings.
+    """
+    return tomli_w.dumps(_plain(_complete(recipe), later=True))
+
+
+def _complete(recipe: Recipe) -> Recipe:
+    from uxnet.networks.build import every_setting  # its room imports torch
+
+    stages = (
+        replace(stage, network=Network(stage.network.name, every_setting(stage.network.name, stage.network.settings)))
+        for stage in recipe.stages
+    )
+    return replace(recipe, stages=tuple(stages))
+
+
 def other_keys(there: Recipe, here: Recipe) -> str:
-    """In which keys two recipes differ as files, with both values; empty where they are one (a list in TOML is as good as a tuple)."""
-    a, b = _leaves(recipe_to_dict(there)), _leaves(recipe_to_dict(here))
+    """In which keys two recipes differ, with both values; empty where they mean the same, whether defaults are written out or not."""
+    a, b = (_leaves(_plain(_complete(recipe), later=True)) for recipe in (there, here))
     differ = [key for key in {**a, **b} if a.get(key) != b.get(key)]
     return shortened((f"{key} is {a.get(key, 'not set')} there and {b.get(key, 'not set')} here" for key in differ), 3)
 
@@ -148,9 +166,21 @@ def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
                     raise UsageError(f"{key}: {part} has no keys of its own")
             target[path[-1]] = value
     try:
-        return recipe_from_dict(data)
+        changed = recipe_from_dict(data)
     except RecipeError as error:
         raise UsageError(str(error)) from error
+    if any(override.partition("=")[0].strip().endswith("network.settings.size") for override in overrides):
+        _refuse_idle_size(changed)
+    return changed
+
+
+def _refuse_idle_size(recipe: Recipe) -> None:
+    """Refuses a size that changes nothing, since a recipe (a run's, with everything written out) gives all that it stands for."""
+    from uxnet.networks.build import idle_size  # its room imports torch
+
+    for stage in recipe.stages:
+        if given := idle_size(stage.network.name, stage.network.settings):
+            raise UsageError(f"network.settings.size: changes nothing, since the recipe gives {given}; set these, or name the network anew")
 
 
 def _box() -> Any:
@@ -165,15 +195,16 @@ def toml_value(text: str) -> Any:
         return text  # a bare word
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, *, later: bool = False) -> Any:
+    """Plain values; `later` keeps keys that came later and have their default."""
     if is_dataclass(value):
         items = ((f, getattr(value, f.name)) for f in fields(value))
-        kept = ((f.name, item) for f, item in items if not (f.metadata.get("later") and item == f.default))
-        return {name: _plain(item) for name, item in kept if item is not None}
+        kept = ((f.name, item) for f, item in items if later or not (f.metadata.get("later") and item == f.default))
+        return {name: _plain(item, later=later) for name, item in kept if item is not None}
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain(v, later=later) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_plain(v, later=later) for v in value]
     return value
 
 

@@ -26,7 +26,7 @@ from uxnet.io.checked import read_as
 from uxnet.io.schemas import Transfer
 from uxnet.labels import Label, Labels
 from uxnet.model import read_model, warn_of_leaks
-from uxnet.recipe import Recipe, Stage, load_recipe, other_keys, recipe_to_toml
+from uxnet.recipe import Recipe, Stage, complete_toml, load_recipe, other_keys, recipe_to_toml
 from uxnet.shipped import recipe_of
 from uxnet.training.begin import begin_from
 from uxnet.training.board import require_tensorboard
@@ -158,7 +158,7 @@ def train(
 
     with contextlib.ExitStack() as held:
         chosen = one.first(begin)
-        identity = one.first(lambda: run_identity(out, recipe, inspection, chosen, origin, taught))
+        identity = one.first(lambda: run_identity(out, _written(out, recipe), inspection, chosen, origin, taught))
         digests = {facts.name: facts.image_sha256 for facts in inspection.fingerprint.cases}
         folder = Path(cache or out / "cache")
         run = _Run(recipe, manifest, chosen, digests, out, folder, workers, tensorboard, stopping, identity, taught, report)
@@ -337,6 +337,15 @@ def _refuse_another_run(out: Path, recipe: Recipe, resume: bool) -> None:
         )
 
 
+def _written(out: Path, recipe: Recipe) -> Recipe:
+    """The recipe as the run's folder has it, by whose text the run is known: one that means the same may leave defaults out.
+
+    Runs of versions that wrote it as it was given are known by that.
+    """
+    file = out / "recipe.toml"
+    return recipe if file.read_text(encoding="utf-8") == recipe_to_toml(recipe) else load_recipe(file)
+
+
 def _refuse_another_beginning(out: Path, origin: Mapping[str, Any] | None) -> None:
     if not (out / "recipe.toml").exists():
         return
@@ -364,7 +373,7 @@ def _begin(out: Path, recipe: Recipe, resume: bool, report: Report) -> None:
         report(Note(f"{out}: nothing to resume there, a new run is started"))
     out.mkdir(parents=True, exist_ok=True)
     with atomic(file) as temporary:
-        temporary.write_text(recipe_to_toml(recipe), encoding="utf-8")
+        temporary.write_text(complete_toml(recipe), encoding="utf-8")
 
 
 def _fold(
