@@ -38,9 +38,9 @@ from uxnet.dataset.manifest import Case, read_dataset
 from uxnet.dataset.patches import read_batch, read_patch, what_is_shown
 from uxnet.events import Event, Note
 from uxnet.geometry import Geometry
-from uxnet.inference.unit import reset_peak, take_peak
 from uxnet.io import write_image, write_labels
 from uxnet.labels import Label, Labels
+from uxnet.machine import reset_peak, take_peak
 from uxnet.recipe import Stage, load_recipe
 from uxnet.volume import Volume
 

@@ -41,7 +41,7 @@ from training_step import torchs_kernels
 
 from uxnet.dataset.cache import CachedCase, build_cache, open_case
 from uxnet.dataset.manifest import Manifest, read_dataset
-from uxnet.inference.unit import reset_peak, take_peak
+from uxnet.machine import reset_peak, take_peak
 from uxnet.networks import blocks, kernels_cpu
 from uxnet.networks.build import build
 from uxnet.recipe import Stage, load_recipe

@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +15,7 @@ from uxnet.labels import Label, Labels
 from uxnet.networks.build import build
 from uxnet.recipe import Optimiser, Schedule
 from uxnet.records import read_records
-from uxnet.training import loop
+from uxnet.training import checkpoint, loop
 from uxnet.training.checkpoint import _load_parts
 from uxnet.training.engine import TrainingEngine
 from uxnet.training.loop import Hooks, RunFiles, fit
@@ -333,12 +335,65 @@ def test_the_mean_of_a_validation_is_over_what_counts():
     assert Validation({}).mean is None
 
 
-def test_a_step_that_does_not_fit_into_memory_says_what_to_do(run, monkeypatch):
-    def greedy(*_):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+LACKING = [
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:7] err == 0. DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes."),
+    RuntimeError("std::bad_alloc"),
+    MemoryError("Unable to allocate 8.00 GiB for an array"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a total capacity of\nException raised from x (most"),
+]
 
-    monkeypatch.setattr(loop._Stepping, "_gradient", greedy)
-    with pytest.raises(TrainingError, match=r"stopped in step 1: cpu has not the memory for 2 patches of 16x16x16 .*training\.accumulate"):
+
+@pytest.mark.parametrize(
+    ("where", "name", "when", "error"),
+    [
+        (loop, "read_batch", "in step 1", LACKING[3]),
+        *((loop._Stepping, "_gradient", "in step 1", error) for error in LACKING),
+        (torch.optim.AdamW, "step", "in step 1", LACKING[0]),
+        (loop, "_move_average", "in step 1", LACKING[1]),
+        (loop, "_begun", "before the first step", LACKING[2]),
+    ],
+)
+def test_a_step_that_does_not_fit_into_memory_says_what_to_do(where, name, when, error, run, monkeypatch):
+    def greedy(*_, **__):
+        raise error
+
+    monkeypatch.setattr(where, name, greedy)
+    said = (
+        rf"stopped {when}: cpu has not the memory for 2 patches of 16x16x16 voxels \([^\n\[]*\)\. Raise training\.accumulate, lower [^\n]*"
+    )
+    with pytest.raises(TrainingError) as caught:
+        run(steps=2)
+    assert re.fullmatch(said, str(caught.value))
+
+
+def test_a_validation_that_does_not_fit_into_memory_says_what_to_do(run):
+    def greedy():
+        raise MemoryError("Unable to allocate 8.00 GiB")
+
+    with pytest.raises(
+        TrainingError, match=r"in the validation after step 1: cpu has not the memory for whole cases .* Lower inference\.batch"
+    ):
+        run(steps=1, scoring=greedy)
+
+
+def test_a_checkpoint_that_does_not_fit_into_memory_is_what_is_named(run, monkeypatch):
+    monkeypatch.setattr(checkpoint, "save_file", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(
+        TrainingError, match=r"^stopped while saving step 1: cpu has not the memory for a checkpoint \(MemoryError\)\. Leave"
+    ):
+        run(steps=1)
+
+
+def test_what_torch_says_of_its_own_code_is_not_shown(run, monkeypatch):
+    def wrong(*_):
+        raise RuntimeError(
+            "Sizes do not fit. Look here.\nException raised from add at x.cpp:3 (most recent call first):\nframe #0: c10::Error"
+        )
+
+    monkeypatch.setattr(loop._Stepping, "_gradient", wrong)
+    with pytest.raises(TrainingError, match=r"^stopped in step 1: Sizes do not fit$"):
         run(steps=2)
 
 

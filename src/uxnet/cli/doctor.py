@@ -76,7 +76,7 @@ def run(
     with Terminal(stderr=True).status("loading torch"):
         from uxnet.experiments.doctor import examine, machine
         from uxnet.inference.engine_torch import set_threads, stage_network
-        from uxnet.inference.settings import usable_cores
+        from uxnet.machine import usable_cores
     set_threads(threads or usable_cores())
     facts = machine(device)
     show_machine(console, facts)

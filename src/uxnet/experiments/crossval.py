@@ -7,7 +7,6 @@ record is not done again, and a record of another cross-validation is refused.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -39,8 +38,8 @@ from uxnet.experiments.crossval_plan import (
 )
 from uxnet.experiments.crossval_summary import write_summary
 from uxnet.experiments.crossval_unit import Unit, begin, do_unit
-from uxnet.inference.settings import usable_cores
 from uxnet.jobs import Cluster, Finished, shard, work
+from uxnet.machine import bound_to, usable_cores
 from uxnet.model import read_model, warn_of_leaks
 from uxnet.recipe import Recipe, load_recipe
 
@@ -129,7 +128,8 @@ def cross_validate(
     check_trained_sides(recipe.stages, manifest.labels, report)
     # Of a cluster's devices this machine may have none.
     jobs_here = jobs or default_jobs("cpu" if cluster else device, threads)
-    inspection = check_dataset(manifest, workers=jobs_here, report=report)
+    readers = _readers("cpu" if cluster else device, jobs_here, threads)
+    inspection = check_dataset(manifest, workers=readers, report=report)
     refuse_errors(inspection)
     refuse_another_recipe(out / "recipe.toml", recipe)
     chosen = chosen_split(out / "split.json", Path(split) if split else None, inspection, recipe, report, protocol)
@@ -149,7 +149,7 @@ def cross_validate(
     if todo and shared is not None:
         needed = {name for unit in todo for name in chosen.folds[unit.fold].train}
         cases = [case for case in manifest.cases if case.name in needed]
-        build_cache(cases, recipe.stages[0].prepare, manifest.labels, shared, workers=jobs_here, report=report)
+        build_cache(cases, recipe.stages[0].prepare, manifest.labels, shared, workers=readers, report=report)
     if outcomes:
         report(Note(f"{len(outcomes)} of {len(mine)} units were done already"))
     crew = _on_cluster(todo, ray, jobs or 0, threads, device, report) if ray else _here(todo, jobs_here, threads, device, report)
@@ -168,12 +168,19 @@ def default_jobs(device: str, threads: int) -> int:
     """Units at a time where nobody says: one a GPU, or as many as have cores of their own."""
     from uxnet.devices import choose_device
 
-    kind = choose_device(device).type
-    if kind == "cuda":
+    chosen = choose_device(device)
+    if chosen.type == "cuda" and chosen.index is None:
         import torch
 
         return max(1, torch.cuda.device_count())
-    return max(1, usable_cores() // threads) if kind == "cpu" else 1
+    return max(1, usable_cores() // threads) if chosen.type == "cpu" else 1
+
+
+def _readers(device: str, jobs: int, threads: int) -> int:
+    """Processes that check and prepare cases, before units begin: on as many cores as these will have; all of them where GPUs compute."""
+    from uxnet.devices import choose_device
+
+    return min(usable_cores(), jobs * threads) if choose_device(device).type == "cpu" else usable_cores()
 
 
 # ---- doing it
@@ -252,11 +259,9 @@ def _resources(device: str, threads: int, jobs: int) -> tuple[list[tuple[int, ..
         import torch
 
         gpus = [device] if ":" in device else [f"cuda:{n}" for n in range(torch.cuda.device_count())]
-    if not hasattr(os, "sched_getaffinity"):
-        return [], gpus, jobs * threads <= usable_cores()
-    mine = sorted(os.sched_getaffinity(0))
-    if jobs * threads > len(mine):
+    if jobs * threads > usable_cores():
         return [], gpus, False
+    mine = bound_to()
     return [tuple(mine[n * threads : (n + 1) * threads]) for n in range(jobs)], gpus, True
 
 

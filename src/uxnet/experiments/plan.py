@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from uxnet.events import Note, Progress, Report, silent
 from uxnet.geometry import Shape
 from uxnet.inference.memory import in_gb
 from uxnet.jobs import work
+from uxnet.machine import free_memory, usable_cores
 from uxnet.recipe import Stage
 
 Size = Literal["paper", "narrow", "auto"]
@@ -87,13 +87,11 @@ def this_machine(device: str = "auto", memory: int | None = None) -> Machine:
     import torch
 
     from uxnet.devices import choose_device, choose_precision
-    from uxnet.inference.memory import free
 
     chosen = choose_device(device)
     if memory is None:
-        memory = int(0.9 * torch.cuda.mem_get_info(chosen)[0]) if chosen.type == "cuda" else int(0.8 * free())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(str(chosen), choose_precision("auto", chosen), memory, cores)
+        memory = int(0.9 * torch.cuda.mem_get_info(chosen)[0]) if chosen.type == "cuda" else int(0.8 * free_memory())
+    return Machine(str(chosen), choose_precision("auto", chosen), memory, usable_cores())
 
 
 def plan_recipe(

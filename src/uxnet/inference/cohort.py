@@ -23,12 +23,13 @@ from uxnet.inference.memory import in_gb
 from uxnet.inference.scans import Scan, find_scans
 from uxnet.inference.segment import with_inference
 from uxnet.inference.segmenter import Segmenter, load_segmenter
-from uxnet.inference.settings import Settings, usable_cores
+from uxnet.inference.settings import Settings
 from uxnet.inference.unit import CannotLoadError, Desk, Load, Outcome, Unit, Written, do_scan
 from uxnet.io import is_nifti, read_json, sha256, write_json
 from uxnet.io.files import sync_folder
 from uxnet.jobs import Cluster, shard, work
 from uxnet.labels import Labels
+from uxnet.machine import usable_cores
 from uxnet.model import Model, read_model
 from uxnet.records import Record, append_record
 

@@ -18,6 +18,7 @@ from uxnet.dataset.check import Inspection, check_dataset, refuse_errors, same_s
 from uxnet.dataset.folds import Fold, split_for, write_split
 from uxnet.dataset.manifest import Case, Manifest, read_dataset
 from uxnet.dataset.sides import check_trained_sides
+from uxnet.devices import computing_with
 from uxnet.errors import Cancelled, CheckpointError, RecipeError, UsageError, UxnetError
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.inference.engine_torch import TorchEngine, stage_network
@@ -32,6 +33,7 @@ from uxnet.training.budget import clock, within_budget
 from uxnet.training.checkpoint import Progressed, load_weights_file, same_run, weights_header
 from uxnet.training.content import content_hash, refuse_changed_cases, weights_hash
 from uxnet.training.engine import Strategy, TrainingEngine
+from uxnet.training.failures import plain_errors
 from uxnet.training.handover import Trained, hand_over
 from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss
@@ -57,6 +59,7 @@ def train(
     strategy: Strategy = "auto",
     cache: str | Path | None = None,
     workers: int = 1,
+    threads: int = 0,
     inspection: Inspection | None = None,
     tensorboard: bool = False,
     stopping: Callable[[], bool] = lambda: False,
@@ -84,6 +87,8 @@ def train(
         cache: folder of the prepared cases, by default `cache` in the run's folder; runs of one dataset and recipe may share it.
         workers: processes to check and prepare cases in. With more than one, a script that calls this needs Python's usual
             `if __name__ == "__main__":`, since the others start by importing it.
+        threads: that compute on a CPU; 0 takes torch's own number, and no more than the cores that this process may use. A run that is
+            resumed with another number ends with weights whose last bits may differ.
         inspection: what `check_dataset` found of this dataset, if it was checked already.
         tensorboard: also write `tensorboard/` for TensorBoard.
         stopping: asked after every step; when it says so, the run is saved and left by `Preempted`.
@@ -104,6 +109,8 @@ def train(
         Preempted: if `stopping` said so; with `resume` the run goes on.
     """
     recipe, out = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), Path(out)
+    if threads < 0:
+        raise UsageError(f"threads={threads}: give at least 1, or 0 for one a core")
     if tensorboard:
         require_tensorboard()
     engines = [TrainingEngine(device, stage.training.precision, strategy) for stage in recipe.stages]
@@ -122,7 +129,7 @@ def train(
     refuse_errors(inspection)
     for doubt in (warning for warning in inspection.warnings if not warning.case):  # of the whole: names that volumes contradict
         report(Warn(f"{manifest.root}: {doubt.message}"))
-    networks = [_fresh_network(stage, manifest) for stage in recipe.stages]
+    networks = [_fresh_network(stage, manifest, engine) for stage, engine in zip(recipe.stages, engines, strict=True)]
     origin = begin_from(networks, recipe, manifest, Path(init_from), init_kernels, report) if init_from else None
     taught = teachers_from([Path(path) for path in teachers], recipe, manifest, report).on(one) if teachers else None
 
@@ -151,6 +158,7 @@ def train(
         hand_over(path, recipe, inspection, chosen, fold, stages, engines[-1], origin, taught)
 
     with contextlib.ExitStack() as held:
+        held.enter_context(computing_with(threads))
         chosen = one.first(begin)
         identity = _identity(recipe, inspection, chosen, origin, taught)
         digests = {facts.name: facts.image_sha256 for facts in inspection.fingerprint.cases}
@@ -311,9 +319,10 @@ def _labels_of(stage: Stage, labels: Labels) -> Labels:
     return Labels((Label("structure", 1),), ignore=None if labels.ignore is None else 2) if stage.prior else labels
 
 
-def _fresh_network(stage: Stage, manifest: Manifest) -> nn.Module:
+def _fresh_network(stage: Stage, manifest: Manifest, engine: TrainingEngine) -> nn.Module:
     torch.manual_seed(stage.training.seed)
-    network = stage_network(stage, len(manifest.channel_names), manifest.labels.out_channels)
+    with plain_errors(stage, engine.device, lambda: "before the first step"):
+        network = stage_network(stage, len(manifest.channel_names), manifest.labels.out_channels)
     tied = getattr(network, "fixed_patch", None)
     if tied is not None and stage.window != tied:
         raise RecipeError(
