@@ -23,10 +23,10 @@ from uxnet.errors import Cancelled, CheckpointError, RecipeError, UsageError, Ux
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.inference.engine_torch import TorchEngine, stage_network
 from uxnet.inference.segment import segment
-from uxnet.io import alone, atomic, read_geometry, read_image, read_json, write_json, write_labels
+from uxnet.io import alone, read_geometry, read_image, read_json, write_json, write_labels
 from uxnet.labels import Label, Labels
 from uxnet.model import read_model, warn_of_leaks
-from uxnet.recipe import Recipe, Stage, load_recipe, other_keys, recipe_to_toml
+from uxnet.recipe import Recipe, Stage, load_recipe, recipe_to_toml
 from uxnet.training.begin import begin_from
 from uxnet.training.board import require_tensorboard
 from uxnet.training.budget import clock, within_budget
@@ -37,6 +37,7 @@ from uxnet.training.failures import plain_errors
 from uxnet.training.handover import Trained, hand_over
 from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss
+from uxnet.training.resume import as_begun, begin_or_tidy, refuse_another_run
 from uxnet.training.showing import Showing
 from uxnet.training.teach import Teachers, teachers_from
 from uxnet.training.validate import Validation, validate
@@ -81,7 +82,8 @@ def train(
         init_from: a model whose weights to begin with, wherever they fit; `transfer.json` says what became of each.
         init_kernels: how its kernels grow where this network's are larger, see `networks.transfer`.
         teachers: models of the same labels and preparation whose mean answer is learnt beside the labels, as far as `loss.taught` says.
-        resume: go on with a run that was interrupted; a folder without one is started.
+        resume: go on with a run that was interrupted, or that is to have more steps than it had, where its learning rates so far would
+            have been the same; a folder without one is started.
         device: "auto", "cpu", "cuda", "cuda:N", "mps".
         strategy: of several processes: "ddp" keeps a whole network in each, "fsdp" shares it out; "auto" is "ddp".
         cache: folder of the prepared cases, by default `cache` in the run's folder; runs of one dataset and recipe may share it.
@@ -118,7 +120,7 @@ def train(
     report = report if one.rank == 0 else silent
     for engine, stage in zip(engines, recipe.stages, strict=True):
         engine.share(stage.training.batch)  # refuses what cannot be shared out
-    one.first(lambda: _refuse_another_run(out, recipe, resume))
+    one.first(lambda: refuse_another_run(out, recipe, resume))
 
     manifest = dataset if isinstance(dataset, Manifest) else read_dataset(dataset, group_by=group_by)
     if len(recipe.stages) > 1 and manifest.labels.regions:
@@ -137,7 +139,7 @@ def train(
 
     def begin() -> Fold:
         held.enter_context(alone(out / "train.lock", CheckpointError(f"{out}: another process trains there; wait for it, or stop it")))
-        _refuse_another_run(out, recipe, resume)  # again: it may have begun while this process read the dataset
+        refuse_another_run(out, recipe, resume)  # again: it may have begun while this process read the dataset
         _refuse_another_beginning(out, origin)
         seed, file = recipe.stages[0].training.seed, Path(split or out / "split.json")
         chosen = everyone or _fold(manifest, inspection, file, protocol, seed, int(fold), report)
@@ -150,7 +152,7 @@ def train(
             refuse_changed_cases(out / "inspection.json", inspection, (*chosen.train, *chosen.validation))
         if origin is not None:
             write_json(out / "transfer.json", origin)  # before the run counts as begun: a run that is there says what it began with
-        _begin(out, recipe, resume, report)
+        begin_or_tidy(out, recipe, resume, report)
         write_json(out / "inspection.json", inspection.to_dict())
         return chosen
 
@@ -160,7 +162,7 @@ def train(
     with contextlib.ExitStack() as held:
         held.enter_context(computing_with(threads))
         chosen = one.first(begin)
-        identity = _identity(recipe, inspection, chosen, origin, taught)
+        identity = _identity(one.first(lambda: as_begun(out, recipe)), inspection, chosen, origin, taught)
         digests = {facts.name: facts.image_sha256 for facts in inspection.fingerprint.cases}
         folder = Path(cache or out / "cache")
         run = _Run(recipe, manifest, chosen, digests, out, folder, workers, tensorboard, stopping, identity, taught, report)
@@ -332,19 +334,6 @@ def _fresh_network(stage: Stage, manifest: Manifest, engine: TrainingEngine) -> 
     return network
 
 
-def _refuse_another_run(out: Path, recipe: Recipe, resume: bool) -> None:
-    file = out / "recipe.toml"
-    if not file.exists():
-        return
-    if not resume:
-        raise CheckpointError(f"{out}: there is a run already; go on with it by --resume, or choose another folder")
-    if other := other_keys(load_recipe(file), recipe):
-        raise CheckpointError(
-            f"{out}: the run there has another recipe ({other}; {file}); resume it with that one, or begin another run, with this one's "
-            "weights by --init-from"
-        )
-
-
 def _refuse_another_beginning(out: Path, origin: Mapping[str, Any] | None) -> None:
     if not (out / "recipe.toml").exists():
         return
@@ -358,23 +347,6 @@ def _refuse_another_beginning(out: Path, origin: Mapping[str, Any] | None) -> No
 def _weights_of(origin: Mapping[str, Any]) -> list[str]:
     """The hashes of the weights that a run begins with, see `begin_from`: one a stage, none for fresh ones."""
     return [str(stage.get("weights_sha256")) for stage in origin.get("stages", [])]
-
-
-def _begin(out: Path, recipe: Recipe, resume: bool, report: Report) -> None:
-    """Makes the run's folder, once it is known that there is something to train on; or tidies the one that is there."""
-    file = out / "recipe.toml"
-    if file.exists():
-        # What was being written when an earlier process was killed. What is in the cache may be another run's, and is for `build_cache`.
-        for folder in (out, *(out / f"stage_{number}" for number in range(len(recipe.stages)))):
-            for own in (".*.part*", "checkpoints/.*.part*", "pictures/.*.part*", "labels/.*.part*"):
-                for part in folder.glob(own):
-                    part.unlink(missing_ok=True)
-        return
-    if resume:
-        report(Note(f"{out}: nothing to resume there, a new run is started"))
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic(file) as temporary:
-        temporary.write_text(recipe_to_toml(recipe), encoding="utf-8")
 
 
 def _fold(manifest: Manifest, inspection: Inspection, file: Path, protocol: str | None, seed: int, fold: int, report: Report) -> Fold:
