@@ -100,7 +100,7 @@ def monai_batches(cases: list[CachedCase], stage: Stage, workers: int) -> Iterat
 def contestant(name: str, folder: Path, names: list[str], stage: Stage, pipe: Connection) -> None:
     """Answers each number of patches with (seconds a patch, a processor's seconds a patch, MB held), until it is told 0."""
     torch.set_num_threads(1)
-    cases = [open_case(folder, case) for case in names]
+    cases = [open_case(folder, next(folder.glob(f"{case}.*.json")).stem, case) for case in names]
     batches = our_batches(cases, stage) if name == OURS else monai_batches(cases, stage, 0 if name == MONAI[0] else 2)
     next(batches)
     while patches := pipe.recv():
