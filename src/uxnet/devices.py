@@ -31,7 +31,9 @@ def choose_device(name: str = "auto") -> torch.device:
         raise UsageError(f"{name!r} is no device; write auto, cpu, cuda, cuda:N or mps") from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise DeviceError(f"the device {name} was asked for, this machine has {count} CUDA devices; use --device auto or cpu")
+        raise DeviceError(
+            f"the device {name} was asked for, this machine has {count} CUDA device{'' if count == 1 else 's'}; use --device auto or cpu"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("the device mps was asked for, this machine has none; use --device auto or cpu")
     if device.type not in ("cpu", "cuda", "mps"):

@@ -120,9 +120,8 @@ def load() -> Load:
     """What the processors have done so far; two of these give `others_cores`."""
     cores, times = bound_to(), psutil.cpu_times(percpu=True)
     times = [times[n] for n in cores] if max(cores) < len(times) else times  # some may be switched off
-    fields = ("user", "system", "irq", "softirq", "steal")
-    if _yields():  # to others of its kind it does not go first
-        fields += ("nice",)
+    # What is nice counts, too: it gives way within its session or its control group only.
+    fields = ("user", "nice", "system", "irq", "softirq", "steal")
     busy = sum(getattr(core, name, 0.0) for core in times for name in fields)
     me, own = psutil.Process(), 0.0
     for process in (me, *me.children(recursive=True)):
@@ -139,11 +138,6 @@ def others_cores(before: Load, after: Load) -> float:
 def free_cores(before: Load, after: Load) -> float:
     """How many cores others have left to this process in between, on average."""
     return min(usable_cores(), max(0.0, len(bound_to()) - others_cores(before, after)))
-
-
-def _yields() -> bool:
-    """Whether this process lets others go first (`nice`)."""
-    return hasattr(os, "getpriority") and os.getpriority(os.PRIO_PROCESS, 0) > 0
 
 
 def _groups(controller: str, root: Path) -> list[Path]:

@@ -103,7 +103,7 @@ def test_another_preparation_in_the_same_folder_leaves_a_running_training_alone(
     assert not np.array_equal(whole(beside[0])[0], images[0])
     assert "also holds" in events[-1].message
     size = sum((folder / name).stat().st_size for name in before if name[0] in "xy")
-    assert f"{size / 1000:.3g} kB, these cases prepared otherwise" in events[-1].message
+    assert f"{size / 1000:.3g} kB of these cases, prepared otherwise" in events[-1].message
     after = state(folder)
     for preparation in (PLAIN, other, PLAIN):
         build_cache(cases[:2], preparation, LABELS, folder)

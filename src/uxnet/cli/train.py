@@ -181,6 +181,7 @@ def _print_summary(model: Path, console: Console) -> None:
     from rich.table import Table
 
     from uxnet.cli.render import duration
+    from uxnet.dataset.plan import plural
     from uxnet.model import read_model
     from uxnet.records import read_records
     from uxnet.training.watch import stalled_message, summary_rows
@@ -201,7 +202,7 @@ def _print_summary(model: Path, console: Console) -> None:
         why = stalled_message([record["dice"] for record in records if record["kind"] == "validation"])
         console.print(f"stopped early, after {training['steps']} of {planned} steps: {why}", soft_wrap=True, highlight=False)
     took = duration(training["seconds"])
-    console.print(f"weights of step {training['step']} of {training['steps']}, {took}; {cases} validation cases", highlight=False)
+    console.print(f"weights of step {training['step']} of {training['steps']}, {took}; {plural(cases, 'validation case')}", highlight=False)
     if cases:
         console.print(table)
     console.print(f"written: {escape(str(model))}", soft_wrap=True, highlight=False)

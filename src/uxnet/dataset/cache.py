@@ -124,14 +124,14 @@ def build_cache(
             report(Progress("checking the cache", done, len(cases)))
     failures = _make_all(todo, preparation, labels, folder, workers, report) if todo else []
     if failures:
-        raise DatasetError(f"{len(failures)} of {len(cases)} cases could not be prepared:\n  " + "\n  ".join(failures))
+        raise DatasetError(f"{len(failures)} of {_cases(len(cases))} could not be prepared:\n  " + "\n  ".join(failures))
     ready |= {wanted.case.name: open_case(folder, stem(wanted.case.name, wanted.key), wanted.case.name) for wanted in todo}
     made = [ready[case.name] for case in cases]
     _tell_cut(made, labels, folder, report)
     if others:
         report(
             Note(
-                f"{folder} also holds {_size(_bytes_of(folder, others))}, these cases prepared otherwise, or of other content; "
+                f"{folder} also holds {_size(_bytes_of(folder, others))} of these cases, prepared otherwise or of other content; "
                 "if no run uses them, delete the folder: what is needed is made again"
             )
         )
@@ -325,7 +325,7 @@ def _expected(voxels: float, like: Mapping[str, NDArray[Any]], shares: NDArray[n
 
 def _refuse_full_disk(folder: Path, todo: Sequence[_Wanted], needed: int, report: Report) -> None:
     free = shutil.disk_usage(folder).free
-    report(Note(f"the cache of {len(todo)} cases will take about {_size(needed)} in {folder}; {_size(free)} are free"))
+    report(Note(f"the cache of {_cases(len(todo))} will take about {_size(needed)} in {folder}; {_size(free)} are free"))
     # What is replaced makes room, but not before the first of the new ones is there.
     replaced = _bytes_of(folder, [stem(wanted.case.name, wanted.key) for wanted in todo])
     short = max(needed - replaced, needed // len(todo)) - free
@@ -336,6 +336,10 @@ def _refuse_full_disk(folder: Path, todo: Sequence[_Wanted], needed: int, report
             f"{folder}: the cache will take about {_size(needed)}, and only {_size(free)} are free on its disk; "
             f"make room for {_size(short)} more, or name a folder on another disk{others}"
         )
+
+
+def _cases(count: int) -> str:
+    return f"{count} case{'' if count == 1 else 's'}"
 
 
 def _size(count: int) -> str:

@@ -87,7 +87,7 @@ def make_split(manifest: Manifest, class_presence: Mapping[str, Collection[str]]
         who = "persons" if manifest.grouped_by == "person" else "cases"
         raise DatasetError(
             f"{manifest.root}: {len(cases_of)} {who} are too few for {protocol}, which needs {_FOLDS * least}; "
-            "add cases, write a split file of your own (see docs/datasets.md), or train on all of them (--fold all)"
+            "add cases, write a split file of your own (see docs/datasets.md), or train one network on all (`uxnet train`, fold all)"
         )
     deck = {
         person: _Hand(len(names), Counter(c for name in names for c in class_presence.get(name, ()))) for person, names in cases_of.items()

@@ -389,6 +389,6 @@ def numbers(values: Any) -> str:
     return " x ".join(f"{float(v):.4g}" for v in values)
 
 
-def plural(n: int, word: str) -> str:
+def plural(n: int, word: str, several: str = "") -> str:
     """A count with its noun."""
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+    return f"{n} {word}" if n == 1 else f"{n} {several or word + 's'}"

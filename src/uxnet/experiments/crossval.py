@@ -20,6 +20,7 @@ from typing import Literal
 from uxnet.dataset.cache import build_cache
 from uxnet.dataset.check import check_dataset, refuse_errors
 from uxnet.dataset.manifest import read_dataset
+from uxnet.dataset.plan import plural
 from uxnet.dataset.sides import check_trained_sides
 from uxnet.errors import Cancelled, UsageError
 from uxnet.evaluation.metrics import check_settings
@@ -116,7 +117,7 @@ def cross_validate(
         Cancelled: out of `report`.
     """
     if threads < 1 or (jobs is not None and jobs < 1):
-        raise UsageError(f"jobs and threads must be at least 1, not {jobs} and {threads}")
+        raise UsageError("jobs and threads must be at least 1")
     check_settings(tolerance_mm, "skip")
     if cluster is not None and device == "auto":
         # What its machines have is not known here, and a GPU that is not asked for is not reserved.
@@ -151,7 +152,7 @@ def cross_validate(
         cases = [case for case in manifest.cases if case.name in needed]
         build_cache(cases, recipe.stages[0].prepare, manifest.labels, shared, workers=readers, report=report)
     if outcomes:
-        report(Note(f"{len(outcomes)} of {len(mine)} units were done already"))
+        report(Note(f"{len(outcomes)} of {plural(len(mine), 'unit')} {'was' if len(outcomes) == 1 else 'were'} done already"))
     crew = _on_cluster(todo, ray, jobs or 0, threads, device, report) if ray else _here(todo, jobs_here, threads, device, report)
     with closing(crew) as finished:
         for done in finished:
@@ -193,7 +194,11 @@ def _here(units: Sequence[Unit], jobs: int, threads: int, device: str, report: R
         places.put(n)
     cores, gpus, fits = _resources(device, threads, jobs)
     if not fits and units:
-        report(Warn(f"{jobs} jobs of {threads} threads are more than this machine's cores; the times of their steps say little"))
+        report(
+            Warn(
+                f"{plural(jobs, 'job')} of {plural(threads, 'thread')} are more than this machine's cores; the times of their steps say little"
+            )
+        )
     speaking, stopped = threading.Lock(), threading.Event()
 
     def one(unit: Unit) -> Finished[Unit, Path]:

@@ -124,7 +124,7 @@ def cost_rows(scores: Sequence[Scores], short: bool = False) -> tuple[list[str],
                 "-" if c["seconds_a_step"] is None else f"{c['seconds_a_step']:.3g}",
                 f"{c['seconds_training'] / 60:.1f}",
                 "-" if c["peak_memory_mb"] is None else f"{c['peak_memory_mb']:g}",
-                str(c["warnings"] or "-"),
+                str(c["warnings"]),
             ]
         )
     return head, rows

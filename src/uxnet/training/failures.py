@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from uxnet.dataset.plan import plural
 from uxnet.devices import first_sentence, lacks_memory, shows_frames
 from uxnet.errors import TrainingError
 from uxnet.recipe import Stage
@@ -45,6 +46,6 @@ def plain_errors(
 def _step(stage: Stage) -> tuple[str, str]:
     patch, batch = "x".join(map(str, stage.sampling.patch)), stage.training.batch
     return (
-        f"{batch} {'patch' if batch == 1 else 'patches'} of {patch} voxels",
+        f"{plural(batch, 'patch', 'patches')} of {patch} voxels",
         "Raise training.accumulate, lower training.batch or sampling.patch, or take a smaller network",
     )

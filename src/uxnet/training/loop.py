@@ -356,8 +356,8 @@ def _refuse_collapse(done: Progressed, settings: Training, report: Report) -> No
 def _refuse_skips(done: Progressed, settings: Training, last: Mapping[str, Any]) -> None:
     if done.skipped_in_a_row >= settings.skips_in_a_row:
         raise TrainingError(
-            f"stopped at step {done.step}: {done.skipped_in_a_row} steps in a row had a loss or gradient that is not finite or absurd "
-            f"(last: loss {last['loss']:.3g}, gradient norm {last['gradient_norm']:.3g}). The checkpoint before them is kept. "
+            f"stopped at step {done.step}: {plural(done.skipped_in_a_row, 'step')} in a row had a loss or gradient that is not finite or "
+            f"absurd (last: loss {last['loss']:.3g}, gradient norm {last['gradient_norm']:.3g}). The checkpoint before them is kept. "
             "Try a lower optimiser.learning_rate or training.precision=float32"
         )
 

@@ -17,6 +17,7 @@ from uxnet.dataset.cache import CachedCase, build_cache
 from uxnet.dataset.check import Inspection, check_dataset, refuse_errors, same_scans
 from uxnet.dataset.folds import Fold, split_for, write_split
 from uxnet.dataset.manifest import Case, Manifest, read_dataset
+from uxnet.dataset.plan import plural
 from uxnet.dataset.sides import check_trained_sides
 from uxnet.devices import computing_with
 from uxnet.errors import Cancelled, CheckpointError, RecipeError, UsageError, UxnetError
@@ -386,6 +387,6 @@ def _opening(run: _Run, number: int, network: nn.Module, engine: TrainingEngine)
     stages, parameters = run.recipe.stages, sum(p.numel() for p in network.parameters())
     which = f", stage {number + 1} of {len(stages)}" if len(stages) > 1 else ""
     return (
-        f"{run.manifest.name}: {len(run.chosen.train)} training and {len(run.chosen.validation)} validation cases; recipe "
+        f"{run.manifest.name}: {len(run.chosen.train)} training and {plural(len(run.chosen.validation), 'validation case')}; recipe "
         f"{run.recipe.name}{which}, {stages[number].network.name} of {parameters:,} parameters on {engine.device} in {engine.precision}"
     )
