@@ -12,10 +12,11 @@ from uxnet.dataset.cache import CachedCase
 from uxnet.errors import Cancelled, DatasetError, Preempted, RecipeError, TrainingError
 from uxnet.events import Note, Progress, Warn
 from uxnet.labels import Label, Labels
+from uxnet.machine import Load
 from uxnet.networks.build import build
 from uxnet.recipe import Optimiser, Schedule
 from uxnet.records import read_records
-from uxnet.training import checkpoint, loop
+from uxnet.training import checkpoint, loop, pace
 from uxnet.training.checkpoint import _load_parts
 from uxnet.training.engine import TrainingEngine
 from uxnet.training.loop import Hooks, RunFiles, fit
@@ -424,3 +425,35 @@ def test_a_skipped_step_leaves_no_trace_in_batch_norms(tmp_path, cases, tiny_rec
     )
     assert (done.step, done.skipped) == (5, 2)
     assert weights["1.num_batches_tracked"] == 3
+
+
+def test_others_that_take_the_cores_are_warned_of_once_and_bursts_are_not(monkeypatch):
+    """Two threads on two cores; each look is a measurement, of so many cores left free."""
+    monkeypatch.setattr(pace, "load", lambda: Load(0, 0, -math.inf))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for free, warned in (
+        ([2.0, 1.9, 1.6, 1.7, 1.55], []),
+        ([0.2, 2.0, 0.2, 2.0, 0.2], []),
+        ([2.0, 1.2, 1.0, 0.9, 0.9], ["threads=1"]),
+        ([0.1, 0.1], ["threads=1"]),
+    ):
+        events, given = [], iter(free)
+        monkeypatch.setattr(pace, "free_cores", lambda before, after, given=given: next(given))
+        crowding = pace.Crowding(torch.device("cpu"), events.append)
+        for _ in range(len(free)):
+            crowding.look()
+        assert [event.message.split("; go on with ")[1] for event in events] == warned
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert pace.Crowding(torch.device("cpu"), events.append).before is None  # it could not have fewer
+    assert pace.Crowding(torch.device("cuda"), events.append).before is None
+
+
+def test_going_on_with_other_threads_is_said(run, monkeypatch):
+    run(steps=1)
+    _, _, events, _ = run(steps=1)
+    assert not any("threads" in event.message for event in events if isinstance(event, Note))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    _, _, events, _ = run(steps=1)
+    assert any(
+        "it trained with 1 thread so far and goes on with 3: the last bits" in event.message for event in events if isinstance(event, Note)
+    )

@@ -196,7 +196,8 @@ def _here(units: Sequence[Unit], jobs: int, threads: int, device: str, report: R
     if not fits and units:
         report(
             Warn(
-                f"{plural(jobs, 'job')} of {plural(threads, 'thread')} are more than this machine's cores; the times of their steps say little"
+                f"{plural(jobs, 'job')} of {plural(threads, 'thread')} are more than this machine's cores; the times of their steps say "
+                "little"
             )
         )
     speaking, stopped = threading.Lock(), threading.Event()
