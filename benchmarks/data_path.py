@@ -38,9 +38,9 @@ from uxnet.dataset.manifest import Case, read_dataset
 from uxnet.dataset.patches import read_batch, read_patch, what_is_shown
 from uxnet.events import Event, Note
 from uxnet.geometry import Geometry
-from uxnet.inference.unit import reset_peak, take_peak
 from uxnet.io import write_image, write_labels
 from uxnet.labels import Label, Labels
+from uxnet.machine import reset_peak, take_peak
 from uxnet.recipe import Stage, load_recipe
 from uxnet.volume import Volume
 
@@ -100,7 +100,7 @@ def monai_batches(cases: list[CachedCase], stage: Stage, workers: int) -> Iterat
 def contestant(name: str, folder: Path, names: list[str], stage: Stage, pipe: Connection) -> None:
     """Answers each number of patches with (seconds a patch, a processor's seconds a patch, MB held), until it is told 0."""
     torch.set_num_threads(1)
-    cases = [open_case(folder, case) for case in names]
+    cases = [open_case(folder, next(folder.glob(f"{case}.*.json")).stem, case) for case in names]
     batches = our_batches(cases, stage) if name == OURS else monai_batches(cases, stage, 0 if name == MONAI[0] else 2)
     next(batches)
     while patches := pipe.recv():

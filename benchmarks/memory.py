@@ -65,10 +65,10 @@ def write_model_file(path: Path, classes: int, patch: int, spacing: list[float])
 
 def measure(model: Path, scan: Path, out: Path, limit: int | None, precision: str, pipe) -> None:
     from uxnet.events import Note
-    from uxnet.inference.memory import held
     from uxnet.inference.segmenter import load_segmenter
     from uxnet.inference.settings import Settings
     from uxnet.io import write_labels
+    from uxnet.machine import held
 
     said = []
     segmenter = load_segmenter([model], Settings(device="cpu", precision=precision, cache=out.parent / "cache", memory_limit=limit))

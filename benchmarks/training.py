@@ -41,7 +41,7 @@ from training_step import torchs_kernels
 
 from uxnet.dataset.cache import CachedCase, build_cache, open_case
 from uxnet.dataset.manifest import Manifest, read_dataset
-from uxnet.inference.unit import reset_peak, take_peak
+from uxnet.machine import reset_peak, take_peak
 from uxnet.networks import blocks, kernels_cpu
 from uxnet.networks.build import build
 from uxnet.recipe import Stage, load_recipe
@@ -133,7 +133,9 @@ def contestant(name: str, dataset: Path, folder: Path, count: int, threads: int,
     """Answers each number of steps with (seconds a step, peak memory in MB), until it is told 0."""
     torch.set_num_threads(threads)
     stage, manifest = load_recipe("hippocampus").stages[0], read_dataset(dataset)
-    cases = [open_case(folder / "cache", case.name) for case in manifest.cases[:count]]
+    cases = [
+        open_case(folder / "cache", next((folder / "cache").glob(f"{case.name}.*.json")).stem, case.name) for case in manifest.cases[:count]
+    ]
     if name == RUN:
         work = run_steps(stage, cases, manifest, folder, precision)
     elif name == ALONE:

@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from uxnet.devices import keep_freed_memory
+from uxnet import devices
+from uxnet.devices import computing_with, keep_freed_memory
 
 GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
 
@@ -40,3 +42,12 @@ def test_a_training_process_keeps_what_a_step_frees():
 @pytest.mark.parametrize("environ", [{"MALLOC_ARENA_MAX": "1"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1"}])
 def test_a_user_who_has_set_it_is_left_alone(environ):
     assert keep_freed_memory(environ) is False
+
+
+def test_threads_are_no_more_than_usable_cores_and_as_they_were_afterwards(monkeypatch):
+    torch.set_num_threads(3)
+    for asked, cores, taken in ((0, 2, 2), (0, 8, 3), (5, 2, 5), (1, 8, 1)):
+        monkeypatch.setattr(devices, "usable_cores", lambda cores=cores: cores)
+        with computing_with(asked):
+            assert torch.get_num_threads() == taken
+        assert torch.get_num_threads() == 3

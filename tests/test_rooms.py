@@ -8,9 +8,9 @@ import pytest
 import uxnet
 
 ORDER = [
-    "errors", "events", "geometry", "labels", "volume", "networks", "devices", "recipe", "io", "resample", "intensity", "prepare",
-    "decide", "model", "shipped", "convert", "draw", "records", "jobs", "augment", "dataset", "inference", "evaluation", "training",
-    "experiments", "cli",
+    "errors", "events", "machine", "geometry", "labels", "volume", "networks", "devices", "recipe", "io", "resample", "intensity",
+    "prepare", "decide", "model", "shipped", "convert", "draw", "records", "jobs", "augment", "dataset", "inference", "evaluation",
+    "training", "experiments", "cli",
 ]  # fmt: skip
 """Each room may import itself and what stands before it."""
 
@@ -39,7 +39,7 @@ LIBRARIES = {
     "rich": ["cli"],
     "openvino": ["inference/openvino.py", "inference/graph.py"],
     "nncf": ["experiments()"],
-    "psutil": ["inference/memory.py"],
+    "psutil": ["machine"],
     "ray": ["jobs()"],
 }
 

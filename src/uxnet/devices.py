@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
 
-from uxnet.errors import DeviceError, UsageError
+from uxnet.errors import DeviceError, UsageError, plural
+from uxnet.machine import usable_cores
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -27,7 +31,7 @@ def choose_device(name: str = "auto") -> torch.device:
         raise UsageError(f"{name!r} is no device; write auto, cpu, cuda, cuda:N or mps") from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise DeviceError(f"the device {name} was asked for, this machine has {count} CUDA devices; choose auto or cpu")
+        raise DeviceError(f"the device {name} was asked for, this machine has {plural(count, 'CUDA device')}; choose auto or cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("the device mps was asked for, this machine has none; choose auto or cpu")
     if device.type not in ("cpu", "cuda", "mps"):
@@ -56,6 +60,51 @@ def cpu_computes_bfloat16() -> bool:
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     except AttributeError:  # a torch that does not tell
         return False
+
+
+@contextlib.contextmanager
+def computing_with(threads: int = 0) -> Iterator[None]:
+    """Lets torch compute on CPUs with so many threads in this block; 0: with its own number, but no more than there are usable cores."""
+    before = torch.get_num_threads()
+    chosen = threads or min(before, usable_cores())
+    try:
+        if chosen != before:
+            torch.set_num_threads(chosen)
+        yield
+    finally:
+        if chosen != before:
+            torch.set_num_threads(before)
+
+
+# What torch has a class for on a GPU, and on a CPU none.
+_LACKS_MEMORY = (
+    "allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "ALLOC_FAILED",
+    "Storage size calculation overflowed",
+)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not the memory for something, on whatever device."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _LACKS_MEMORY)
+    return said or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def shows_frames(error: BaseException) -> bool:
+    """Whether an error's message goes on with a list of places in torch's C++."""
+    return "Exception raised from" in str(error) or "frame #0" in str(error)
+
+
+def first_sentence(error: BaseException) -> str:
+    """What an error says, without the places in C++ and the further advice that torch adds."""
+    text = re.sub(r"^\[enforce fail at [^]]*\] *(?:err == 0\. *)?", "", str(getattr(error, "strerror", None) or error).strip())
+    sentence = re.split(r"\.?\s*(?:\n|Exception raised from)|\.\s", text, maxsplit=1)[0].rstrip(". ")
+    return sentence or type(error).__name__
 
 
 def in_fast_memory(network: nn.Module, device: torch.device) -> nn.Module:

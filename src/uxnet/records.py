@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,8 +15,11 @@ from uxnet.io import as_json, atomic, json_value, lock
 Record = dict[str, Any]
 
 
-def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Adds a line and hands it to the disk.
+def append_record(path: Path, record: Mapping[str, Any], *, sync: bool = True) -> None:
+    """Adds a line.
+
+    Args:
+        sync: wait until the disk has it; else `sync_records` does so later, for all of them.
 
     Raises:
         InputError: if it cannot be written; what was recorded before stays.
@@ -30,6 +34,20 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
                 line = line if file.read() == b"\n" else b"\n" + line
             file.write(line)
             file.flush()
+            if sync:
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def sync_records(path: Path) -> None:
+    """Waits until the disk has every line; no file is no line.
+
+    Raises:
+        InputError: if it cannot take them.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError), path.open("rb+") as file:
             os.fsync(file.fileno())
     except OSError as error:
         raise _not_written(path, error) from error

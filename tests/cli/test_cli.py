@@ -117,6 +117,7 @@ def test_errors_are_one_line_and_an_exit_code(capsys, tmp_path, tiny_model, argu
         ("plan", "{tmp}", "-o", "{tmp}/recipe.toml", "--spacing", "1", "0", "1"),
         ("plan", "{tmp}", "-o", "{tmp}/recipe.toml", "--spacing", "1", "nan", "1"),
         ("plan", "{tmp}", "-o", "{tmp}/recipe.toml", "--hours", "nan"),
+        ("train", "{tmp}", "--recipe", "hippocampus", "-o", "{tmp}/run", "--threads", "-1"),
     ],
 )
 def test_arguments_that_are_wrong_by_themselves_are_one_line_and_exit_code_2(capsys, tmp_path, arguments):
@@ -257,7 +258,9 @@ def test_events_are_rendered(capsys):
                 report(Progress("training", n, 2, {"loss": 0.123456, "skipped": 1, "seconds_left": 125}))
             report(Note("a note of [bold] brackets [/nothing]"))
             report(Warn("a warning about file[1].nii [/]"))
+            report(Warn("go on with threads=12"))
         err = capsys.readouterr().err
+        assert "go on with --threads 12" in err  # as the command line writes what Python writes otherwise
         assert "brackets [/nothing]" in err
         assert "file[1].nii [/]" in err
 

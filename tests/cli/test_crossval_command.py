@@ -32,7 +32,7 @@ def test_a_cross_validation_of_one_fold(tiny_dataset, tiny_recipe, tmp_path, cap
     command = ["crossval", tiny_dataset, "--recipe", recipe, "-o", out, "--folds", "2", "--steps", "4", "--device", "cpu", "--jobs", "1"]
     assert run(*command) == 0
     said = capsys.readouterr().out
-    assert "1 of 1 units done" in said
+    assert "1 of 1 unit done" in said
     assert "The same for all networks" in " ".join(said.split())
     assert {path.name for path in out.iterdir()} == {"README.md", "cache", "recipe.toml", "records", "runs", "split.json", "summary.json"}
     # Again, nothing is left to do; with another budget, the record that is there is refused.

@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 
+from uxnet.dataset.cache import open_case
 from uxnet.dataset.manifest import Case
 from uxnet.dataset.patches import read_patch
 from uxnet.labels import Label, Labels
@@ -32,6 +33,17 @@ def state(folder):
 
 def remade(before, after):
     return {name.split(".")[0] for name in after if after[name] != before.get(name)}
+
+
+def file_of(folder, name, kind="case"):
+    """The one file of a case in a cache."""
+    (path,) = folder.glob(f"{name}.*.{kind}")
+    return path
+
+
+def opened(folder, name):
+    """The one case of that name in a cache."""
+    return open_case(folder, file_of(folder, name, "json").stem, name)
 
 
 def whole(cached):

@@ -8,7 +8,7 @@ import pytest
 from cached_cases import LABELS, PLAIN, make_case, remade, scan, state, whole
 
 from uxnet.dataset import cache as cache_module
-from uxnet.dataset.cache import build_cache, open_case
+from uxnet.dataset.cache import build_cache
 from uxnet.dataset.manifest import Case
 from uxnet.dataset.patches import draw_guided_place, read_batch
 from uxnet.dataset.store import Stored
@@ -42,7 +42,7 @@ def test_a_cached_case_is_the_prepared_case(cases, tmp_path):
 def test_a_case_is_one_file_and_its_description_and_no_file_stays_open(cases, tmp_path):
     folder = tmp_path / "cache"
     cached = build_cache(cases, PLAIN, LABELS, folder)
-    assert {p.name for p in folder.iterdir()} == {f"{n}.{kind}" for n in "xyz" for kind in ("case", "json")}
+    assert sorted((p.name[0], p.suffix) for p in folder.iterdir()) == [(n, kind) for n in "xyz" for kind in (".case", ".json")]
     assert all(isinstance(a, Stored) for c in cached for a in (*c.image, c.indices, *c.places))
     images = [whole(c)[0] for c in cached]
     assert len(images) == 3
@@ -148,7 +148,6 @@ def test_other_labels_make_all_again(cases, tmp_path):
     build_cache(cases, PLAIN, LABELS, folder)
     swapped = dataclasses.replace(LABELS, foreground=LABELS.foreground[::-1])
     (cached, *_) = build_cache(cases, PLAIN, swapped, folder)
-    np.testing.assert_array_equal(whole(open_case(folder, "x"))[1] == 4, whole(cached)[1] == 4)
     assert (whole(cached)[1] == 4).any()
     assert cached.places[0].shape == (0, 3)
 

@@ -12,7 +12,7 @@ from collections import namedtuple
 import nibabel as nib
 import numpy as np
 import pytest
-from cached_cases import LABELS, PLAIN, image_of, make_case, remade, scan, state, whole
+from cached_cases import LABELS, PLAIN, file_of, image_of, make_case, opened, remade, scan, state, whole
 
 from uxnet.dataset.cache import build_cache, open_case
 from uxnet.dataset.manifest import Case, read_dataset
@@ -38,10 +38,10 @@ def test_a_half_written_case_is_made_again(cases, tmp_path, content):
     folder = tmp_path / "cache"
     build_cache(cases, PLAIN, LABELS, folder)
     if content is None:
-        (folder / "y.json").unlink()
+        file_of(folder, "y", "json").unlink()
     else:
-        (folder / "y.json").write_text(content)
-    (folder / "y.case").write_bytes(b"half")
+        file_of(folder, "y", "json").write_text(content)
+    file_of(folder, "y").write_bytes(b"half")
     before = state(folder)
     cached = build_cache(cases, PLAIN, LABELS, folder)[1]
     assert remade(before, state(folder)) == {"y"}
@@ -58,23 +58,23 @@ def flip(path, at):
 def test_a_flipped_bit_is_noticed_said_and_made_good(cases, tmp_path, at):
     folder, events = tmp_path / "cache", []
     build_cache(cases, PLAIN, LABELS, folder)
-    original = (folder / "y.case").read_bytes()
-    stat = (folder / "y.case").stat()
-    flip(folder / "y.case", at)
-    os.utime(folder / "y.case", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # a disk that forgets does not change dates
-    with pytest.raises(DatasetError, match=r"y\.case.*sealed"):
-        open_case(folder, "y")
+    original = file_of(folder, "y").read_bytes()
+    stat = file_of(folder, "y").stat()
+    flip(file_of(folder, "y"), at)
+    os.utime(file_of(folder, "y"), ns=(stat.st_atime_ns, stat.st_mtime_ns))  # a disk that forgets does not change dates
+    with pytest.raises(DatasetError, match=r"y\..*\.case.*sealed"):
+        opened(folder, "y")
     build_cache(cases, PLAIN, LABELS, folder, report=events.append)
     (warning,) = [e.message for e in events if isinstance(e, Warn)]
     assert warning.startswith("y: its cached file is damaged")
-    assert (folder / "y.case").read_bytes() == original
+    assert file_of(folder, "y").read_bytes() == original
 
 
 @pytest.mark.parametrize("how", ["cut", "longer", "gone", "shape", "other type", "offset"])
 def test_other_damage_is_noticed_too(cases, tmp_path, how):
     folder, events = tmp_path / "cache", []
     build_cache(cases, PLAIN, LABELS, folder)
-    data, description = folder / "y.case", folder / "y.json"
+    data, description = file_of(folder, "y"), file_of(folder, "y", "json")
     original = data.read_bytes(), description.read_text()
     if how in ("cut", "longer"):
         data.write_bytes(original[0][:-64] if how == "cut" else original[0] + bytes(64))
@@ -91,14 +91,63 @@ def test_other_damage_is_noticed_too(cases, tmp_path, how):
     assert (data.read_bytes(), description.read_text()) == original
 
 
-def test_a_case_that_another_run_replaced_is_not_read_as_the_old_one(cases, tmp_path):
-    (cached,) = build_cache(cases[:1], PLAIN, LABELS, tmp_path / "cache")
-    build_cache(cases[:1], dataclasses.replace(PLAIN, orientation="LPS"), LABELS, tmp_path / "cache")
-    with pytest.raises(DatasetError, match=r"x\.case.*something else"):
+def test_another_preparation_in_the_same_folder_leaves_a_running_training_alone(cases, tmp_path):
+    folder, other, events = tmp_path / "cache", dataclasses.replace(PLAIN, orientation="LPS"), []
+    running = build_cache(cases, PLAIN, LABELS, folder)
+    before, images = state(folder), [whole(cached)[0] for cached in running]
+    beside = build_cache(cases[:2], other, LABELS, folder, report=events.append)
+    assert before.items() <= state(folder).items()
+    for cached, image in zip(running, images, strict=True):
+        np.testing.assert_array_equal(whole(cached)[0], image)
+    assert not np.array_equal(whole(beside[0])[0], images[0])
+    assert "also holds" in events[-1].message
+    size = sum((folder / name).stat().st_size for name in before if name[0] in "xy")
+    assert f"{size / 1000:.3g} kB of these cases, prepared otherwise" in events[-1].message
+    after = state(folder)
+    for preparation in (PLAIN, other, PLAIN):
+        build_cache(cases[:2], preparation, LABELS, folder)
+    assert state(folder) == after
+
+
+def test_a_cached_case_that_became_another_is_not_read_as_the_old_one(cases, tmp_path):
+    folder = tmp_path / "cache"
+    cached, *_ = build_cache(cases, PLAIN, LABELS, folder)
+    shutil.copy(file_of(folder, "y"), file_of(folder, "x"))
+    with pytest.raises(DatasetError, match=r"x\..*\.case.*something else"):
         whole(cached)
-    (tmp_path / "cache" / "x.case").unlink()
-    with pytest.raises(DatasetError, match=r"x\.case.*any more"):
+    file_of(folder, "x").unlink()
+    with pytest.raises(DatasetError, match=r"x\..*\.case.*any more"):
         whole(cached)
+
+
+def test_a_cache_of_an_earlier_version_is_used_as_it_is(cases, tmp_path):
+    """There a case's files had its name alone."""
+    folder = tmp_path / "cache"
+    images = [whole(cached)[0] for cached in build_cache(cases, PLAIN, LABELS, folder)]
+    for path in list(folder.iterdir()):
+        path.rename(folder / f"{path.name[0]}{path.suffix}")
+    before = state(folder)
+    for cached, image in zip(build_cache(cases, PLAIN, LABELS, folder), images, strict=True):
+        np.testing.assert_array_equal(whole(cached)[0], image)
+    assert state(folder) == before
+    flip(folder / "y.case", 300)
+    build_cache(cases, PLAIN, LABELS, folder)
+    assert remade(before, state(folder)) == {"y"}
+    build_cache(cases, dataclasses.replace(PLAIN, orientation="LPS"), LABELS, folder)
+    assert {"x.case", "y.case", "z.case"} <= state(folder).keys()
+
+
+@pytest.mark.parametrize("name", ["n" * 240, "n" * 231 + "\u00e4" * 4, "x.0123456789abcdef", "x.json"])
+def test_names_of_all_kinds_have_files_of_their_own(cases, name, tmp_path):
+    folder = tmp_path / "cache"
+    odd = [dataclasses.replace(case, name=end) for case, end in zip(cases, (name, f"{name}2", "x"), strict=True)]
+    before = build_cache(odd, PLAIN, LABELS, folder)
+    assert len(state(folder)) == 3
+    made = state(folder)
+    for cached, again in zip(before, build_cache(odd, PLAIN, LABELS, folder), strict=True):
+        assert cached.name == again.name
+        np.testing.assert_array_equal(whole(cached)[0], whole(again)[0])
+    assert state(folder) == made
 
 
 KILLED = """
@@ -141,7 +190,7 @@ def test_a_build_that_was_killed_goes_on_and_leaves_no_half_case(cases, tmp_path
         build_cache(cases, before, LABELS, folder)
     died = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), when, "LPS"], check=False)
     assert died.returncode == -signal.SIGKILL
-    untouched = {case.name for case in cases if (folder / f"{case.name}.json").exists() and is_made(folder, case.name, cases, other)}
+    untouched = {case.name for case in cases if is_made(folder, case.name, cases, other)}
     assert len(untouched) == 1
     there = state(folder)
     cached = build_cache(cases, other, LABELS, folder)
@@ -153,12 +202,10 @@ def test_a_build_that_was_killed_goes_on_and_leaves_no_half_case(cases, tmp_path
 
 def is_made(folder, name, cases, preparation):
     """Whether the case in the cache is whole and what the preparation gives."""
-    try:
-        found = whole(open_case(folder, name))[0]
-    except DatasetError:
-        return False
     (case,) = [c for c in cases if c.name == name]
-    return np.array_equal(found, prepare(read_image(*case.images), preparation)[0])
+    wanted = prepare(read_image(*case.images), preparation)[0]
+    found = [whole(open_case(folder, path.stem, name))[0] for path in folder.glob(f"{name}.*.json")]
+    return any(np.array_equal(image, wanted) for image in found)
 
 
 # ---- size
@@ -232,5 +279,9 @@ def test_a_full_disk_is_refused_before_anything_is_written(cases, tmp_path, monk
     before = state(folder)
     # What is replaced makes room; one case at a time has to fit beside it.
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1500, 1500))
-    build_cache(cases, dataclasses.replace(PLAIN, orientation="LPS"), LABELS, folder)
+    with pytest.raises(DatasetError, match=r"only 1\.5 kB are free.*disk; 2.* kB in it are of these cases as they were prepared otherw"):
+        build_cache(cases, dataclasses.replace(PLAIN, orientation="LPS"), LABELS, folder)
+    for name in "xyz":
+        flip(file_of(folder, name), 300)
+    build_cache(cases, PLAIN, LABELS, folder)
     assert remade(before, state(folder)) == set("xyz")

@@ -22,6 +22,7 @@ from uxnet.dataset.folds import read_split
 from uxnet.dataset.manifest import read_dataset
 from uxnet.errors import Cancelled, DatasetError, InputError, ModelError, RecipeError, UsageError, UxnetError
 from uxnet.events import Note, Progress, Warn
+from uxnet.experiments import crossval as crossval_module
 from uxnet.experiments.crossval import Budget, Entry, cross_validate, entries_of, with_beginnings
 from uxnet.experiments.crossval_plan import _with_budget
 from uxnet.experiments.crossval_unit import Place, begin, curve, do_unit, rounded, seconds_a_step
@@ -586,3 +587,12 @@ def test_a_training_that_was_stopped_says_how_long_it_was_to_be(tiny_dataset, re
 
 def test_rounding():
     assert rounded({"a": [0.12345678, 1, None, "x", (2 / 3,)]}) == {"a": [0.123457, 1, None, "x", [0.666667]]}
+
+
+def test_gpus_do_not_decide_how_many_processes_read_cases(monkeypatch):
+    monkeypatch.setattr(crossval_module, "usable_cores", lambda: 8)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [crossval_module.default_jobs(device, 1) for device in ("cuda", "cuda:1", "cpu")] == [2, 1, 8]
+    assert crossval_module._readers("cuda", 2, 1) == 8
+    assert [crossval_module._readers("cpu", jobs, threads) for jobs, threads in ((1, 1), (2, 3), (4, 3))] == [1, 6, 8]

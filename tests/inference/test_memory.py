@@ -12,7 +12,7 @@ from uxnet.errors import MemoryLimitError, UsageError
 from uxnet.events import Kept, Note, Warn
 from uxnet.geometry import Geometry
 from uxnet.inference import memory
-from uxnet.inference.memory import expect_room, free, most_held, parse_size, plan_memory, planner
+from uxnet.inference.memory import expect_room, parse_size, plan_memory, planner
 from uxnet.inference.segment import segment
 from uxnet.inference.stitch import Room, plan_sweep
 from uxnet.io import write_image
@@ -70,36 +70,15 @@ def test_what_was_taken_before_the_first_window_is_told():
         assert events[-1].message.endswith(f"to decide{told}")
 
 
-@pytest.mark.parametrize(("folder", "names"), [
-    (".", ("memory.max", "memory.current", "inactive_file")),
-    ("memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
-])  # fmt: skip
-def test_cached_files_of_a_container_are_free(tmp_path, folder, names):
-    (tmp_path / folder).mkdir(exist_ok=True)
-    limit, used, key = names
-    for name, text in ((limit, "1000000"), (used, "900000"), ("memory.stat", f"anon 5\n{key} 700000\nactive_file 9\nx_{key} 1\n")):
-        (tmp_path / folder / name).write_text(text)
-    assert free(tmp_path) == 800_000
-    (tmp_path / folder / "memory.stat").write_text("")
-    assert free(tmp_path) == 100_000
-    (tmp_path / folder / limit).write_text("max")
-    assert free(tmp_path) > 1_000_000
-
-
 def test_processes_share_what_is_free(monkeypatch):
     limits = []
-    monkeypatch.setattr(memory, "free", lambda: 900)
+    monkeypatch.setattr(memory, "free_memory", lambda: 900)
     monkeypatch.setattr(memory, "held", lambda: 10_000)
     monkeypatch.setattr(memory, "plan_memory", lambda sweep, **told: limits.append(told["limit"]) or plan(10**12))
     for sharing in (1, 3):
         planner(batch=1, threads=1, limit=None, report=print, name="x", sharing=sharing)(SWEEP)
     planner(batch=1, threads=1, limit=77, report=print, name="x", sharing=3)(SWEEP)
     assert limits == [10_900, 10_300, 77]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="it is read from /proc")
-def test_the_most_that_was_held_is_at_least_what_is():
-    assert most_held() >= 0.99 * memory.held()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +15,11 @@ from uxnet.events import Note, Progress, Warn
 from uxnet.geometry import Geometry
 from uxnet.io import write_labels
 from uxnet.labels import Label, Labels
+from uxnet.machine import Load
 from uxnet.networks.build import build
 from uxnet.recipe import Optimiser, Schedule
 from uxnet.records import read_records
-from uxnet.training import loop
+from uxnet.training import checkpoint, loop, pace
 from uxnet.training import validate as validate_module
 from uxnet.training.checkpoint import _load_parts
 from uxnet.training.engine import TrainingEngine
@@ -361,12 +364,65 @@ def test_a_class_that_no_validation_case_shows_has_no_score(tmp_path, monkeypatc
         assert validation.to_dict() == {"dice": 0.5, "classes": {"a": 1.0, "b": None, "c": 0.0}, "cases": both}
 
 
-def test_a_step_that_does_not_fit_into_memory_says_what_to_do(run, monkeypatch):
-    def greedy(*_):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+LACKING = [
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:7] err == 0. DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes."),
+    RuntimeError("std::bad_alloc"),
+    MemoryError("Unable to allocate 8.00 GiB for an array"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a total capacity of\nException raised from x (most"),
+]
 
-    monkeypatch.setattr(loop._Stepping, "_gradient", greedy)
-    with pytest.raises(TrainingError, match=r"stopped in step 1: cpu has not the memory for 2 patches of 16x16x16 .*training\.accumulate"):
+
+@pytest.mark.parametrize(
+    ("where", "name", "when", "error"),
+    [
+        (loop, "read_batch", "in step 1", LACKING[3]),
+        *((loop._Stepping, "_gradient", "in step 1", error) for error in LACKING),
+        (torch.optim.AdamW, "step", "in step 1", LACKING[0]),
+        (loop, "_move_average", "in step 1", LACKING[1]),
+        (loop, "_begun", "before the first step", LACKING[2]),
+    ],
+)
+def test_a_step_that_does_not_fit_into_memory_says_what_to_do(where, name, when, error, run, monkeypatch):
+    def greedy(*_, **__):
+        raise error
+
+    monkeypatch.setattr(where, name, greedy)
+    said = (
+        rf"stopped {when}: cpu has not the memory for 2 patches of 16x16x16 voxels \([^\n\[]*\)\. Raise training\.accumulate, lower [^\n]*"
+    )
+    with pytest.raises(TrainingError) as caught:
+        run(steps=2)
+    assert re.fullmatch(said, str(caught.value))
+
+
+def test_a_validation_that_does_not_fit_into_memory_says_what_to_do(run):
+    def greedy():
+        raise MemoryError("Unable to allocate 8.00 GiB")
+
+    with pytest.raises(
+        TrainingError, match=r"in the validation after step 1: cpu has not the memory for whole cases .* Lower inference\.batch"
+    ):
+        run(steps=1, scoring=greedy)
+
+
+def test_a_checkpoint_that_does_not_fit_into_memory_is_what_is_named(run, monkeypatch):
+    monkeypatch.setattr(checkpoint, "save_file", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(
+        TrainingError, match=r"^stopped while saving step 1: cpu has not the memory for a checkpoint \(MemoryError\)\. Leave"
+    ):
+        run(steps=1)
+
+
+def test_what_torch_says_of_its_own_code_is_not_shown(run, monkeypatch):
+    def wrong(*_):
+        raise RuntimeError(
+            "Sizes do not fit. Look here.\nException raised from add at x.cpp:3 (most recent call first):\nframe #0: c10::Error"
+        )
+
+    monkeypatch.setattr(loop._Stepping, "_gradient", wrong)
+    with pytest.raises(TrainingError, match=r"^stopped in step 1: Sizes do not fit$"):
         run(steps=2)
 
 
@@ -397,3 +453,35 @@ def test_a_skipped_step_leaves_no_trace_in_batch_norms(tmp_path, cases, tiny_rec
     )
     assert (done.step, done.skipped) == (5, 2)
     assert weights["1.num_batches_tracked"] == 3
+
+
+def test_others_that_take_the_cores_are_warned_of_once_and_bursts_are_not(monkeypatch):
+    """Two threads on two cores; each look is a measurement, of so many cores left free."""
+    monkeypatch.setattr(pace, "load", lambda: Load(0, 0, -math.inf))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for free, warned in (
+        ([2.0, 1.9, 1.6, 1.7, 1.55], []),
+        ([0.2, 2.0, 0.2, 2.0, 0.2], []),
+        ([2.0, 1.2, 1.0, 0.9, 0.9], ["threads=1"]),
+        ([0.1, 0.1], ["threads=1"]),
+    ):
+        events, given = [], iter(free)
+        monkeypatch.setattr(pace, "free_cores", lambda before, after, given=given: next(given))
+        crowding = pace.Crowding(torch.device("cpu"), events.append)
+        for _ in range(len(free)):
+            crowding.look()
+        assert [event.message.split("; go on with ")[1] for event in events] == warned
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert pace.Crowding(torch.device("cpu"), events.append).before is None  # it could not have fewer
+    assert pace.Crowding(torch.device("cuda"), events.append).before is None
+
+
+def test_going_on_with_other_threads_is_said(run, monkeypatch):
+    run(steps=1)
+    _, _, events, _ = run(steps=1)
+    assert not any("threads" in event.message for event in events if isinstance(event, Note))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    _, _, events, _ = run(steps=1)
+    assert any(
+        "it trained with 1 thread so far and goes on with 3: the last bits" in event.message for event in events if isinstance(event, Note)
+    )

@@ -2,16 +2,20 @@
 
 import ctypes
 import importlib.util
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from uxnet.devices import cpu_computes_bfloat16
+from uxnet.machine import Load
 from uxnet.networks.build import NETWORKS
 from uxnet.recipe import Network, Sampling, Stage, Training, load_recipe
+from uxnet.training import memory
 from uxnet.training.memory import Ledger, predicted_memory, step_seconds, traced_step
 
 SMALL = {"widths": [8, 16], "depths": [1, 1], "hidden": 32}
@@ -104,7 +108,20 @@ def test_a_patch_that_no_machine_could_hold():
     assert predicted_memory(stage(patch=(2048, 2048, 2048), settings={}), 1, 5) > 1e13
 
 
-def test_time_goes_with_the_arithmetic():
-    one = step_seconds(stage(batch=1), 1, 3)
+def test_time_goes_with_the_arithmetic(monkeypatch):
+    monkeypatch.setattr(memory, "_MOST", 2)
+    monkeypatch.setattr(memory, "_LEAST", 2)
+    one = step_seconds(stage(batch=1), 1, 3).seconds
     assert 0 < one < 60
-    assert step_seconds(stage((2048, 2048, 1024), batch=1), 1, 3) > 100 * one
+    assert step_seconds(stage((2048, 2048, 1024), batch=1), 1, 3).seconds > 100 * one
+
+
+def test_of_several_measurements_the_fastest_counts(monkeypatch):
+    """The clock is read before and after each; the first warms up."""
+    ticks = iter([0.0, 0.1, 0, 9, 0, 2, 0, 5])
+    monkeypatch.setattr(memory, "time", SimpleNamespace(perf_counter=lambda: next(ticks), monotonic=lambda: math.inf))
+    loads = iter([Load(0, 0, 0), Load(30, 10, 10)])
+    monkeypatch.setattr(memory, "load", lambda: next(loads))
+    found = step_seconds(stage((16, 16, 16), batch=3), 1, 3)
+    assert found.seconds == pytest.approx(3 * 2)
+    assert (found.measured, found.others, found.threads) == (3, 2.0, torch.get_num_threads())

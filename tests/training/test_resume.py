@@ -31,6 +31,7 @@ from uxnet.recipe import (
     Loss,
     Network,
     Optimiser,
+    Prior,
     Training,
     complete_toml,
     load_recipe,
@@ -39,7 +40,7 @@ from uxnet.recipe import (
     with_overrides,
 )
 from uxnet.records import read_records
-from uxnet.training import checkpoint, loop, showing
+from uxnet.training import checkpoint, loop, resume, showing
 from uxnet.training import identity as identity_module
 from uxnet.training import run as run_module
 from uxnet.training.run import train
@@ -333,9 +334,9 @@ def test_a_run_that_dies_anywhere_goes_on(go, whole, tmp_path, monkeypatch, wher
 def test_dying_again_and_again(go, whole, tmp_path, monkeypatch):
     real, calls, deaths = loop.append_record, [], 0
 
-    def dying(path, record):
+    def dying(path, record, **more):
         calls.append(1)
-        real(path, record)
+        real(path, record, **more)
         if len(calls) % 4 == 0:
             with path.open("a") as file:
                 file.write('{"step": 99, "kind": "st')  # a line that was cut off
@@ -432,7 +433,7 @@ def test_a_full_disk_is_what_is_said_whatever_fails_after_it(go, whole, tmp_path
     def full(handle):
         name = os.readlink(f"/proc/self/fd/{handle}") if os.path.isdir("/proc/self/fd") else ""
         calls.append(name)
-        if "last_good" in name or sum("metrics" in call for call in calls) > 6:
+        if "last_good" in name or sum("metrics" in call for call in calls) > 3:  # they are synced with checkpoints
             raise OSError(errno.ENOSPC, "No space left on device")
         real(handle)
 
@@ -461,6 +462,74 @@ def test_what_another_run_left_is_not_this_ones_best(go, whole, tmp_path, monkey
     # Nor where no validation of this one could be scored.
     monkeypatch.setattr(run_module, "validate", lambda cases, *_: Validation({case.name: {"bright": None, "dark": None} for case in cases}))
     assert read_model(go(out, resume=True, fold=1)).provenance["training"]["step"] == 8
+
+
+def test_a_run_goes_on_to_more_steps_as_if_it_had_had_them_from_the_start(go, tiny_recipe, tmp_path):
+    """Twice, once after it was finished and once before."""
+
+    def of(steps):
+        words = ["schedule.kind=constant", "training.validate_every=2", f"training.steps={steps}"]
+        return with_overrides(tiny_recipe, words)
+
+    events, out = [], tmp_path / "longer"
+    go(out, recipe=of(2))
+    with pytest.raises(Preempted):
+        go(out, resume=True, recipe=of(5), stopping=lambda: True, report=events.append)
+    assert any(isinstance(e, Note) and "goes on to 5 steps instead of 2" in e.message for e in events)
+    assert load_recipe(out / "recipe.toml") == of(5)
+    with pytest.raises(CheckpointError, match=r"cannot go on to 2 steps instead of 5: it has taken 3 already; resume it with .*steps=5"):
+        go(out, resume=True, recipe=of(2))
+    go(out, resume=True, recipe=of(4))
+    go(tmp_path / "at once", recipe=of(4))
+    ours, theirs = (read_model(run / "model.uxnet") for run in (out, tmp_path / "at once"))
+    assert ours.recipe == theirs.recipe
+    assert ours.recipe.stages[0].training.steps == 4
+    ours, theirs = read_weights(ours), read_weights(theirs)
+    assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
+    ours, theirs = ([{**r, "seconds": 0} for r in read_records(run / "metrics.jsonl")] for run in (out, tmp_path / "at once"))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("words", "may"),
+    [
+        (["schedule.kind=cosine"], False),
+        (["schedule.kind=poly"], False),
+        (["schedule.kind=plateau"], True),
+        (["schedule.kind=constant"], True),
+        (["schedule.kind=cosine", "schedule.floor=1"], True),
+        (["schedule.kind=cosine", "schedule.warmup_steps=4"], True),
+        (["schedule.kind=cosine", "schedule.warmup_steps=2"], False),
+        (["schedule.kind=constant", "training.hours=1"], False),
+    ],
+)
+@pytest.mark.parametrize("steps", [6, 20])
+def test_more_steps_where_those_taken_would_have_been_the_same(words, may, steps, tiny_recipe, tmp_path, monkeypatch):
+    there = with_overrides(tiny_recipe, words)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.safetensors").touch()
+    monkeypatch.setattr(resume, "weights_header", lambda _: {"progressed": {"step": 4, "scores": [0.5, None]}})
+    resume.begin_or_tidy(tmp_path, there, False, print)
+    more = with_overrides(there, [f"training.steps={steps}"])
+    if may:
+        resume.refuse_another_run(tmp_path, more, True)
+        resume.begin_or_tidy(tmp_path, more, True, print)
+        assert resume.as_begun(tmp_path, more) == there
+    else:
+        with pytest.raises(CheckpointError, match=rf"go on to {steps} steps instead of 8: .*(falling since|training\.hours).* --init-from"):
+            resume.refuse_another_run(tmp_path, more, True)
+
+
+def test_a_stage_that_another_is_trained_on_keeps_its_steps(tiny_recipe, tmp_path):
+    first = with_overrides(tiny_recipe, ["schedule.kind=constant"]).stages[0]
+    there = replace(tiny_recipe, stages=(first, replace(first, prior=Prior())))
+    resume.begin_or_tidy(tmp_path, there, False, print)
+    more = with_overrides(there, ["stages.0.training.steps=20"])
+    resume.refuse_another_run(tmp_path, more, True)
+    (tmp_path / "stage_1" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "stage_1" / "checkpoints" / "last.safetensors").touch()
+    with pytest.raises(CheckpointError, match="stage 1 is being trained on what stage 0 found"):
+        resume.refuse_another_run(tmp_path, more, True)
 
 
 def test_a_folder_is_in_one_hand_at_a_time(go, whole, tiny_recipe, tmp_path, monkeypatch):
@@ -560,8 +629,8 @@ def test_a_run_that_is_there_is_not_overwritten(go, whole):
 
 
 def test_another_recipe_fold_or_labels_is_refused(go, whole, tiny_recipe, tiny_dataset):
-    with pytest.raises(CheckpointError, match=r"another recipe \(stages\.0\.training\.steps is 8 there and 9 here; .*--init-from"):
-        go(whole, resume=True, recipe=with_overrides(tiny_recipe, ["training.steps=9"]))
+    with pytest.raises(CheckpointError, match=r"another recipe \(stages\.0\.training\.batch is 2 there and 3 here; .*--init-from"):
+        go(whole, resume=True, recipe=with_overrides(tiny_recipe, ["training.batch=3"]))
     with pytest.raises(CheckpointError, match=r"another run.*train into another folder$"):
         go(whole, resume=True, fold=1)
     assert not (whole / "last_good.uxnet").exists()  # it would be that run's, with this one's cases written on it

@@ -143,6 +143,7 @@ def show(console: Console, outcomes: Sequence[Outcome], output: Path) -> None:
 
     from uxnet.cli.compare import show as show_comparison
     from uxnet.cli.compare import table
+    from uxnet.errors import plural
     from uxnet.evaluation.scores import read_scores, record_files
     from uxnet.experiments.crossval_summary import compared, cost_rows, equal_terms, incomplete
 
@@ -159,7 +160,7 @@ def show(console: Console, outcomes: Sequence[Outcome], output: Path) -> None:
     for outcome in failed:
         console.print(f"[red]failed:[/] {outcome.name} on fold {outcome.fold}: {escape(outcome.error)}", soft_wrap=True, highlight=False)
     already = sum(outcome.status == "already" for outcome in outcomes)
-    told = f"[{'red' if failed else 'green'}]{len(outcomes) - len(failed)} of {len(outcomes)} units done[/]"
+    told = f"[{'red' if failed else 'green'}]{len(outcomes) - len(failed)} of {plural(len(outcomes), 'unit')} done[/]"
     told += f", {already} of them before" if already else ""
     console.print(f"{told}; written: {escape(str(output / 'README.md'))}", soft_wrap=True, highlight=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -52,8 +51,9 @@ def run(
     console = Terminal(stderr=True)
     with reporting(console) as report:
         from uxnet.experiments.demo import run_demo
+        from uxnet.machine import usable_cores
 
-        demo = run_demo(output, data=data, recipe=chosen, device=device, workers=os.cpu_count() or 1, report=report)
+        demo = run_demo(output, data=data, recipe=chosen, device=device, workers=usable_cores(), report=report)
     out = Terminal()
     from uxnet.cli.evaluate import show
 

@@ -76,7 +76,7 @@ def run(
     with Terminal(stderr=True).status("loading torch"):
         from uxnet.experiments.doctor import examine, machine
         from uxnet.inference.engine_torch import set_threads, stage_network
-        from uxnet.inference.settings import usable_cores
+        from uxnet.machine import usable_cores
     set_threads(threads or usable_cores())
     facts = machine(device)
     show_machine(console, facts)
@@ -142,6 +142,8 @@ def show(console: Console, one: Examined) -> None:
     from rich import box
     from rich.table import Table
 
+    from uxnet.errors import plural
+
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column(f"{one.title} on {'x'.join(map(str, one.shape))}")
     for head in ("layers\nright", "largest error\nby tolerance", "seconds\na step", "by the\nfirst"):
@@ -154,7 +156,11 @@ def show(console: Console, one: Examined) -> None:
             console.print(f"WRONG: {check.sentence}", soft_wrap=True, highlight=False, markup=False, style="red")
         moved = [check for check in way.checks if not check.same]
         if moved and way is one.way:
-            console.print(f"{len(moved)} layers do not give the same bits twice in {way.precision}", highlight=False, markup=False)
+            console.print(
+                f"{plural(len(moved), 'layer')} of {way.precision} {'does' if len(moved) == 1 else 'do'} not give the same bits twice",
+                highlight=False,
+                markup=False,
+            )
     console.print(one.sentence, soft_wrap=True, highlight=False, markup=False, style="green" if one.right else "red")
 
 

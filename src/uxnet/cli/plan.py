@@ -22,6 +22,9 @@ EXAMPLES = """examples:
 """
 
 
+_BUSY = 0.3  # cores that others keep busy, from which on it is said
+
+
 def run(
     dataset: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")],
     *,
@@ -45,7 +48,7 @@ def run(
     train it.
 
     The patch is as large as the memory allows, by a prediction of what a training step takes; on a CPU it is no larger than its cores
-    train on in a few seconds. The time is of this machine: measured on a smaller step, and scaled.
+    train on in a few seconds. The time is of this machine: the fastest of several short steps, scaled.
 
     Args:
         dataset: a folder in one of the layouts that uxnet inspect knows.
@@ -115,15 +118,26 @@ def run(
 
 def _cost(planned: Planned, machine: Machine) -> str:
     from uxnet.cli.render import duration
+    from uxnet.errors import plural
     from uxnet.inference.memory import in_gb
 
     training = planned.plan.recipe.stages[0].training
     text = f"Memory about {in_gb(planned.memory)} of the {in_gb(machine.memory)} allowed on {machine.device} in {machine.precision}; "
     text += f"{planned.gmac:.3g} GMac forward a step"
-    if planned.seconds is None:
+    time = planned.time
+    if time is None:
         return text + "."
-    whole = f"{training.hours:g} h" if training.hours else f"{duration(planned.seconds * training.steps)} for {training.steps:,} steps"
-    return f"{text}, about {planned.seconds:.2g} s a step on this machine, {whole} without validations."
+    whole = (
+        f"{training.hours:g} h"
+        if training.hours
+        else f"{duration(time.seconds * training.steps)} for {training.steps:,} {'step' if training.steps == 1 else 'steps'}"
+    )
+    how = f"the fastest of {time.measured} short measurements"
+    if machine.on_cpu:
+        how = f"{plural(time.threads, 'thread')}, {how}"
+        busy = f"other processes kept {time.others:.1f} of {plural(machine.cores, 'core')} busy, without them it may be faster"
+        how += f"; {busy}" if time.others > _BUSY else ""
+    return f"{text}, about {time.seconds:.2g} s a step on this machine ({how}), {whole} without validations."
 
 
 def _print(console: Console, planned: Planned, cost: str, written: Path) -> None:

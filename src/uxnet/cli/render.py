@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -69,11 +70,16 @@ def reporting(console: Console, lines: bool = True) -> Iterator[Report]:
                     last_line[event.task] = time.monotonic()
                     console.print(f"{event.task} {event.done}/{event.total}  {shown(event.values)}", soft_wrap=True, highlight=False)
             elif isinstance(event, Note):
-                console.print(escape(event.message), soft_wrap=True, highlight=False)
+                console.print(escape(in_flags(event.message)), soft_wrap=True, highlight=False)
             elif isinstance(event, Warn):
-                console.print(f"[yellow]warning:[/] {escape(event.message)}", soft_wrap=True, highlight=False)
+                console.print(f"[yellow]warning:[/] {escape(in_flags(event.message))}", soft_wrap=True, highlight=False)
 
         yield report
+
+
+def in_flags(message: str) -> str:
+    """A library's message, which names arguments as Python writes them, as the command line does."""
+    return re.sub(r"\bthreads=(\d+)", r"--threads \1", message)
 
 
 def shown(values: Mapping[str, float | int | str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,6 +62,7 @@ def run(
     from uxnet.cli.render import Terminal, reporting
     from uxnet.dataset.synthesis import synthesis_from_words
     from uxnet.dataset.synthesis_folder import synthesise
+    from uxnet.machine import usable_cores
 
     with reporting(Terminal(stderr=True)) as report:
         made = synthesise(
@@ -76,7 +76,7 @@ def run(
             settings=synthesis_from_words(set),
             mirror={"auto": None, "yes": True, "no": False}[mirror],
             name=name,
-            workers=(os.cpu_count() or 1) if workers is None else workers,
+            workers=usable_cores() if workers is None else workers,
             report=report,
         )
     console = Terminal()

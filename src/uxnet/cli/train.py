@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -52,6 +51,7 @@ def run(
     group_by: Annotated[str | None, tyro.conf.arg(metavar="PATTERN")] = None,
     cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    threads: Annotated[int, tyro.conf.arg(metavar="N")] = 0,
 ) -> int:
     """Train a network on one fold of a dataset and write a model.
 
@@ -91,6 +91,8 @@ def run(
         group_by: a regular expression that finds the person in a case's name. By default subjects.json in DATASET says who is who.
         cache: folder for the prepared cases, to be shared by runs of one dataset. By default cache in RUN.
         workers: processes that check and prepare cases; 0 works in this one. By default one a core.
+        threads: that compute on a CPU; 0 takes one a core. Of several processes of torchrun, which gives each one, what each takes. The
+            last bits of weights depend on it: resume a run with the number that it began with.
     """
     from uxnet.cli.render import Terminal, reporting
     from uxnet.recipe import with_network, with_overrides
@@ -103,6 +105,7 @@ def run(
     console = Terminal(stderr=True)
     with console.status("loading torch"):
         from uxnet.experiments.best_fold import model_to_begin_with
+        from uxnet.machine import usable_cores
         from uxnet.training.engine import is_first_process
         from uxnet.training.run import train
     asked = asked_to_leave("SIGINT")
@@ -122,7 +125,8 @@ def run(
             device=device,
             strategy=strategy,
             cache=cache,
-            workers=(os.cpu_count() or 1) if workers is None else workers,
+            workers=usable_cores() if workers is None else workers,
+            threads=threads,
             tensorboard=tensorboard,
             stopping=lambda: asked() > 0,
             report=_leaving(report, asked),
@@ -178,6 +182,7 @@ def _print_summary(model: Path, console: Console) -> None:
     from rich.table import Table
 
     from uxnet.cli.render import duration
+    from uxnet.errors import plural
     from uxnet.io.schemas import MetricsLine
     from uxnet.model import read_model
     from uxnet.records import read_records
@@ -199,7 +204,7 @@ def _print_summary(model: Path, console: Console) -> None:
         why = stalled_message([record["dice"] for record in records if record["kind"] == "validation"])
         console.print(f"stopped early, after {training['steps']} of {planned} steps: {why}", soft_wrap=True, highlight=False)
     took = duration(training["seconds"])
-    console.print(f"weights of step {training['step']} of {training['steps']}, {took}; {cases} validation cases", highlight=False)
+    console.print(f"weights of step {training['step']} of {training['steps']}, {took}; {plural(cases, 'validation case')}", highlight=False)
     if cases:
         console.print(table)
     console.print(f"written: {escape(str(model))}", soft_wrap=True, highlight=False)

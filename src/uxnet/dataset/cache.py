@@ -31,6 +31,8 @@ from uxnet.dataset.store import (
     pack,
     packed_bytes,
     read_description,
+    stem,
+    stems,
     write_case,
 )
 from uxnet.errors import DatasetError, LabelsError, UxnetError, VolumeError
@@ -49,12 +51,18 @@ _PLACES = 20_000
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A case as it is to be in the cache: `guide` is the label map of the stage before, `key` hashes all that it depends on."""
+    """A case as it is to be in the cache.
+
+    guide: the label map of the stage before.
+    key: hashes all that it depends on.
+    others: what the files are called that hold it as it was prepared otherwise, or from other content.
+    """
 
     case: Case
     guide: Path | None
     key: str
     files: tuple[Content, ...]
+    others: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,8 @@ def build_cache(
     A build that breaks off is gone on with by calling this again.
 
     Args:
-        folder: where the cache lies; made if missing.
+        folder: where the cache lies; made if missing. Cases that were prepared otherwise stay there, beside these: another run may use
+            them.
         priors: the label map of the stage before of each case, by its name, on the case's own grid.
         workers: processes to prepare in, and threads to check with what is there.
         report: hears beforehand what the cache will take, and which cases are made again since they were damaged; at the end what
@@ -97,10 +106,12 @@ def build_cache(
     """
     folder.mkdir(parents=True, exist_ok=True)
     clear_parts(folder)
-    todo, ready = [], {}
-    look = functools.partial(_look, preparation=preparation, labels=labels, folder=folder, priors=priors or {})
-    anything = any((folder / f"{case.name}.json").exists() for case in cases)
+    todo, ready, others = [], {}, list[str]()
+    there = stems(folder)
+    look = functools.partial(_look, preparation=preparation, labels=labels, folder=folder, there=there, priors=priors or {})
+    anything = any(_name(case) in there for case in cases)
     for done, (wanted, cached, damage) in enumerate(_on_threads(look, cases, workers), start=1):
+        others += wanted.others
         if cached is None:
             todo.append(wanted)
         else:
@@ -111,42 +122,74 @@ def build_cache(
             report(Progress("checking the cache", done, len(cases)))
     failures = _make_all(todo, preparation, labels, folder, workers, report) if todo else []
     if failures:
-        raise DatasetError(f"{len(failures)} of {len(cases)} cases could not be prepared:\n  " + "\n  ".join(failures))
-    made = [ready.get(case.name) or open_case(folder, case.name) for case in cases]
+        raise DatasetError(f"{len(failures)} of {_cases(len(cases))} could not be prepared:\n  " + "\n  ".join(failures))
+    ready |= {wanted.case.name: open_case(folder, stem(wanted.case.name, wanted.key), wanted.case.name) for wanted in todo}
+    made = [ready[case.name] for case in cases]
     _tell_cut(made, labels, folder, report)
+    if others:
+        report(
+            Note(
+                f"{folder} also holds {_size(_bytes_of(folder, others))} of these cases, prepared otherwise or of other content; "
+                "if no run uses them, delete the folder: what is needed is made again"
+            )
+        )
     return made
 
 
 def _look(
-    case: Case, *, preparation: Preparation, labels: Labels, folder: Path, priors: Mapping[str, Path]
+    case: Case,
+    *,
+    preparation: Preparation,
+    labels: Labels,
+    folder: Path,
+    there: Mapping[str, Sequence[str]],
+    priors: Mapping[str, Path],
 ) -> tuple[_Wanted, CachedCase | None, str]:
     """What is wanted, the case if it is there and whole, and what is wrong with it if it is there and not whole."""
-    known, damage = None, ""
-    try:
-        known = read_description(folder, case.name)
-    except DatasetError as error:
-        damage = str(error)
+    known, damaged = {}, {}
+    for called in there.get(_name(case), ()):
+        try:
+            described = read_description(folder, called)
+        except DatasetError as error:
+            damaged[called] = str(error)
+            continue
+        if described is not None:
+            known[called] = described
     wanted = _want(case, priors.get(case.name), preparation, labels, known)
-    if known is None or known.key != wanted.key:
-        return wanted, None, damage
+    own = stem(case.name, wanted.key)
+    # As this version calls it, or as earlier ones did.
+    found = next((called for called in (own, case.name) if called in known and known[called].key == wanted.key), None)
+    if found is None:
+        return wanted, None, damaged.get(own, "")
     try:
-        cached = open_case(folder, case.name)
+        cached = open_case(folder, found, case.name)
     except DatasetError as error:
         return wanted, None, str(error)
-    if known.files != wanted.files:
-        keep_files(folder, case.name, known, wanted.files)
+    if known[found].files != wanted.files:
+        keep_files(folder, found, known[found], wanted.files)
     return wanted, cached, ""
 
 
-def _want(case: Case, guide: Path | None, preparation: Preparation, labels: Labels, known: Description | None) -> _Wanted:
+def _name(case: Case) -> str:
+    """The case's name as its files have it."""
+    return stem(case.name, "").removesuffix(".")
+
+
+def _bytes_of(folder: Path, called: Sequence[str]) -> int:
+    files = [folder / f"{one}.case" for one in called]
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
+def _want(case: Case, guide: Path | None, preparation: Preparation, labels: Labels, known: Mapping[str, Description]) -> _Wanted:
     paths = [*case.images, *([] if case.labels is None else [case.labels]), *([] if guide is None else [guide])]
-    before = {(file.path, file.size, file.changed): file for file in (known.files if known else ())}
+    before = {(file.path, file.size, file.changed): file for described in known.values() for file in described.files}
     files = tuple(_content(path, before) for path in paths)
     # Names and colours of labels may change: the cache holds indices.
     values = [labels.background, [label.value for label in labels.foreground], labels.ignore]
     roles = [len(case.images), case.labels is not None, guide is not None]
     text = json.dumps([VERSION, repr(preparation), values, roles, [file.sha256 for file in files]])
-    return _Wanted(case, guide, hashlib.sha256(text.encode()).hexdigest(), files)
+    key = hashlib.sha256(text.encode()).hexdigest()
+    return _Wanted(case, guide, key, files, tuple(called for called, described in known.items() if described.key != key))
 
 
 def _content(path: Path, before: Mapping[tuple[str, int, tuple[int, int]], Content]) -> Content:
@@ -241,7 +284,7 @@ def _tell_cut(cases: Sequence[CachedCase], labels: Labels, folder: Path, report:
         for name, (lost, voxels) in cut.items():
             gone[name] += [case.name] if lost == voxels else []
     if told:
-        report(Note(f"prepare.crop_above cuts labelled voxels off {some(told)}; {folder} holds each case's figures (cut in NAME.json)"))
+        report(Note(f"prepare.crop_above cuts labelled voxels off {some(told)}; {folder} holds each case's figures (cut in NAME.KEY.json)"))
     for name, names in gone.items():
         if names:
             report(Warn(f"prepare.crop_above leaves nothing of {name!r} in {some(names)}: lower it, or see whether image and labels fit"))
@@ -280,16 +323,21 @@ def _expected(voxels: float, like: Mapping[str, NDArray[Any]], shares: NDArray[n
 
 def _refuse_full_disk(folder: Path, todo: Sequence[_Wanted], needed: int, report: Report) -> None:
     free = shutil.disk_usage(folder).free
-    report(Note(f"the cache of {len(todo)} cases will take about {_size(needed)} in {folder}; {_size(free)} are free"))
+    report(Note(f"the cache of {_cases(len(todo))} will take about {_size(needed)} in {folder}; {_size(free)} are free"))
     # What is replaced makes room, but not before the first of the new ones is there.
-    files = [folder / f"{wanted.case.name}.case" for wanted in todo]
-    replaced = sum(file.stat().st_size for file in files if file.exists())
+    replaced = _bytes_of(folder, [stem(wanted.case.name, wanted.key) for wanted in todo])
     short = max(needed - replaced, needed // len(todo)) - free
     if short > 0:
+        dead = _bytes_of(folder, [called for wanted in todo for called in wanted.others])
+        others = f"; {_size(dead)} in it are of these cases as they were prepared otherwise, which no run may need any more" if dead else ""
         raise DatasetError(
             f"{folder}: the cache will take about {_size(needed)}, and only {_size(free)} are free on its disk; "
-            f"make room for {_size(short)} more, or name a folder on another disk"
+            f"make room for {_size(short)} more, or name a folder on another disk{others}"
         )
+
+
+def _cases(count: int) -> str:
+    return f"{count} case{'' if count == 1 else 's'}"
 
 
 def _size(count: int) -> str:

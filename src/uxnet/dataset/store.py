@@ -1,7 +1,10 @@
 """A prepared case as one file: packed without loss, sealed by a hash, and read in parts.
 
-    NAME.case    the key, then the arrays one after the other, each in C order
-    NAME.json    the key, where each array lies, and the seal: a hash of that and of every byte of NAME.case
+    NAME.KEY.case    the key, then the arrays one after the other, each in C order
+    NAME.KEY.json    the key, where each array lies, and the seal: a hash of that and of every byte of NAME.KEY.case
+
+KEY is the beginning of the key: a case that is prepared in another way, or from other content, lies beside the first, which someone may
+be training on. Earlier versions called the files NAME.case and NAME.json; those are read, too.
 
 A channel with few different values (whole numbers that were normalised but not resampled) is kept as numbers of entries in a table of
 its values, 1 or 2 bytes a voxel; whichever is smaller is taken, and what is read is the same bit for bit. C order was measured against
@@ -14,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +34,8 @@ from uxnet.io.schemas import CachedDescription
 VERSION = 4  # of what is in the files: raised where the same scan and recipe would be prepared otherwise
 _ALIGN = 64  # also the length of a key
 _PIECE = 1 << 20
+_SHOWN = 16  # letters of the key in names of files
+_LONGEST = 200  # bytes of a case's name in them: with key, ending and what a file that is being written has, 255 are enough
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Description:
-    """What stands in NAME.json.
+    """What stands in NAME.KEY.json.
 
     key: a hash of everything that the case depends on.
     files: that it was made from. They are not sealed, since a file that is moved or touched leaves the case as it is.
@@ -172,10 +178,29 @@ def packed_bytes(arrays: Mapping[str, NDArray[Any]]) -> int:
     return _laid_out(arrays)[1]
 
 
+def stem(name: str, key: str) -> str:
+    """What the files of a case of that name and key are called before their endings; of very long names the beginning is enough."""
+    raw = name.encode("utf-8", "surrogateescape")
+    return f"{name if len(raw) <= _LONGEST else raw[:_LONGEST].decode('utf-8', 'ignore')}.{key[:_SHOWN]}"
+
+
+def stems(folder: Path) -> dict[str, list[str]]:
+    """Every description in the folder, by the name before its key: of one case as prepared in several ways there are several."""
+    found: dict[str, list[str]] = {}
+    for entry in os.scandir(folder):
+        if entry.name.endswith(".json"):
+            whole = entry.name.removesuffix(".json")
+            name, _, key = whole.rpartition(".")
+            keyed = len(key) == _SHOWN and set(key) <= set("0123456789abcdef")
+            found.setdefault(name if keyed else whole, []).append(whole)
+    return found
+
+
 def write_case(
     folder: Path, name: str, key: str, files: tuple[Content, ...], arrays: Mapping[str, NDArray[Any]], places: Sequence[int], cut: Cut
 ) -> None:
     """Writes what `pack` gave, the description last: until it is there, and fits, the case counts as not made."""
+    name = stem(name, key)
     entries, size = _laid_out(arrays)
     described = Description(key, files, entries, tuple(places), cut, size, "")
     seal = hashlib.sha256(described.sealed())
@@ -186,18 +211,18 @@ def write_case(
     _write_description(folder, name, replace(described, seal=seal.hexdigest()))
 
 
-def keep_files(folder: Path, name: str, described: Description, files: tuple[Content, ...]) -> None:
-    """Writes by what the files that a case was made from are known again."""
-    _write_description(folder, name, replace(described, files=files))
+def keep_files(folder: Path, called: str, described: Description, files: tuple[Content, ...]) -> None:
+    """Writes by what the files that a case was made from are known again; `called` is the name of its own files."""
+    _write_description(folder, called, replace(described, files=files))
 
 
-def read_description(folder: Path, name: str) -> Description | None:
-    """The description of a case; None where there is none, or one of another version.
+def read_description(folder: Path, called: str) -> Description | None:
+    """The description of a case whose files are called so; None where there is none, or one of another version.
 
     Raises:
         DatasetError: if it is damaged.
     """
-    path = folder / f"{name}.json"
+    path = folder / f"{called}.json"
     if not path.exists():
         return None
     data = read_json(path, DatasetError)
@@ -218,16 +243,20 @@ def read_description(folder: Path, name: str) -> Description | None:
     )
 
 
-def open_case(folder: Path, name: str) -> CachedCase:
+def open_case(folder: Path, called: str, name: str) -> CachedCase:
     """A prepared case of the cache, once every byte of it has been read and held against its seal.
+
+    Args:
+        called: what its files are called before their endings.
+        name: of the case.
 
     Raises:
         DatasetError: if it is not there, or damaged.
     """
-    described = read_description(folder, name)
+    described = read_description(folder, called)
     if described is None:
-        raise DatasetError(f"{folder}: there is no cached case {name!r}")
-    path = folder / f"{name}.case"
+        raise DatasetError(f"{folder}: there is no cached case {called!r}")
+    path = folder / f"{called}.case"
     seal = hashlib.sha256(described.sealed())
     try:
         size = path.stat().st_size

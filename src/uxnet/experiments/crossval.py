@@ -7,7 +7,6 @@ record is not done again, and a record of another cross-validation is refused.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,7 +21,7 @@ from uxnet.dataset.cache import build_cache
 from uxnet.dataset.check import check_dataset, warn_and_refuse
 from uxnet.dataset.manifest import read_dataset
 from uxnet.dataset.sides import check_trained_sides
-from uxnet.errors import Cancelled, UsageError
+from uxnet.errors import Cancelled, UsageError, plural
 from uxnet.evaluation.metrics import check_settings
 from uxnet.events import Event, Note, Progress, Report, Warn, silent
 from uxnet.experiments.crossval_plan import (
@@ -39,8 +38,8 @@ from uxnet.experiments.crossval_plan import (
 )
 from uxnet.experiments.crossval_summary import write_summary
 from uxnet.experiments.crossval_unit import Unit, begin, do_unit
-from uxnet.inference.settings import usable_cores
 from uxnet.jobs import Cluster, Finished, shard, work
+from uxnet.machine import bound_to, usable_cores
 from uxnet.model import read_model, warn_of_leaks
 from uxnet.recipe import Recipe
 from uxnet.shipped import recipe_of
@@ -118,7 +117,7 @@ def cross_validate(
         Cancelled: out of `report`.
     """
     if threads < 1 or (jobs is not None and jobs < 1):
-        raise UsageError(f"jobs and threads must be at least 1, not {jobs} and {threads}")
+        raise UsageError("jobs and threads must be at least 1")
     check_settings(tolerance_mm, "skip")
     if cluster is not None and device == "auto":
         # What its machines have is not known here, and a GPU that is not asked for is not reserved.
@@ -131,7 +130,8 @@ def cross_validate(
     check_trained_sides(recipe.stages, manifest.labels, report)
     # Of a cluster's devices this machine may have none.
     jobs_here = jobs or default_jobs("cpu" if cluster else device, threads)
-    inspection = check_dataset(manifest, workers=jobs_here, report=report)
+    readers = _readers("cpu" if cluster else device, jobs_here, threads)
+    inspection = check_dataset(manifest, workers=readers, report=report)
     warn_and_refuse(inspection, report)
     refuse_another_recipe(out / "recipe.toml", recipe)
     chosen = chosen_split(out / "split.json", Path(split) if split else None, inspection, recipe, report, protocol)
@@ -152,9 +152,9 @@ def cross_validate(
     if todo and shared is not None:
         needed = {name for unit in todo for name in chosen.folds[unit.fold].train}
         cases = [case for case in manifest.cases if case.name in needed]
-        build_cache(cases, recipe.stages[0].prepare, manifest.labels, shared, workers=jobs_here, report=report)
+        build_cache(cases, recipe.stages[0].prepare, manifest.labels, shared, workers=readers, report=report)
     if outcomes:
-        report(Note(f"{len(outcomes)} of {len(mine)} units were done already"))
+        report(Note(f"{len(outcomes)} of {plural(len(mine), 'unit')} {'was' if len(outcomes) == 1 else 'were'} done already"))
     crew = _on_cluster(todo, ray, jobs or 0, threads, device, report) if ray else _here(todo, jobs_here, threads, device, report)
     with closing(crew) as finished:
         for done in finished:
@@ -171,12 +171,19 @@ def default_jobs(device: str, threads: int) -> int:
     """Units at a time where nobody says: one a GPU, or as many as have cores of their own."""
     from uxnet.devices import choose_device
 
-    kind = choose_device(device).type
-    if kind == "cuda":
+    chosen = choose_device(device)
+    if chosen.type == "cuda" and chosen.index is None:
         import torch
 
         return max(1, torch.cuda.device_count())
-    return max(1, usable_cores() // threads) if kind == "cpu" else 1
+    return max(1, usable_cores() // threads) if chosen.type == "cpu" else 1
+
+
+def _readers(device: str, jobs: int, threads: int) -> int:
+    """Processes that check and prepare cases, before units begin: on as many cores as these will have; all of them where GPUs compute."""
+    from uxnet.devices import choose_device
+
+    return min(usable_cores(), jobs * threads) if choose_device(device).type == "cpu" else usable_cores()
 
 
 # ---- doing it
@@ -189,7 +196,12 @@ def _here(units: Sequence[Unit], jobs: int, threads: int, device: str, report: R
         places.put(n)
     cores, gpus, fits = _resources(device, threads, jobs)
     if not fits and units:
-        report(Warn(f"{jobs} jobs of {threads} threads are more than this machine's cores; the times of their steps say little"))
+        report(
+            Warn(
+                f"{plural(jobs, 'job')} of {plural(threads, 'thread')} are more than this machine's cores; the times of their steps say "
+                "little"
+            )
+        )
     speaking, stopped = threading.Lock(), threading.Event()
 
     def one(unit: Unit) -> Finished[Unit, Path]:
@@ -255,11 +267,9 @@ def _resources(device: str, threads: int, jobs: int) -> tuple[list[tuple[int, ..
         import torch
 
         gpus = [device] if ":" in device else [f"cuda:{n}" for n in range(torch.cuda.device_count())]
-    if not hasattr(os, "sched_getaffinity"):
-        return [], gpus, jobs * threads <= usable_cores()
-    mine = sorted(os.sched_getaffinity(0))
-    if jobs * threads > len(mine):
+    if jobs * threads > usable_cores():
         return [], gpus, False
+    mine = bound_to()
     return [tuple(mine[n * threads : (n + 1) * threads]) for n in range(jobs)], gpus, True
 
 

@@ -6,7 +6,6 @@ trained is gone on with, scans that were segmented are known by their content, a
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import statistics
@@ -25,10 +24,10 @@ from uxnet.evaluation import Evaluation, evaluate_pairs
 from uxnet.evaluation.scores import DIGITS, RECORD_SCHEMA, RECORD_VERSION
 from uxnet.events import Event, Report, Warn
 from uxnet.inference.cohort import Scan, predict
-from uxnet.inference.unit import reset_peak, take_peak
 from uxnet.io import alone, write_json
 from uxnet.io.checked import read_as
 from uxnet.io.schemas import MetricsLine, Peaks, WarningLine
+from uxnet.machine import bind_to, reset_peak, take_peak
 from uxnet.model import read_model
 from uxnet.recipe import Recipe
 from uxnet.records import Record, append_record, read_records
@@ -96,11 +95,7 @@ def begin(threads: int, cores: Sequence[int], device: str, report: Report) -> Pl
     It is called before torch is imported, which reads the variable once, and holds the cores for whatever threads are begun.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    if cores and hasattr(os, "sched_setaffinity"):
-        # Affinity belongs to threads: those that are there are told, those that follow inherit it.
-        for thread in os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else ["0"]:
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(int(thread), cores)
+    bind_to(cores)
     return Place(threads, device)
 
 
@@ -150,6 +145,7 @@ def _done(place: Place, unit: Unit, report: Report) -> Path:
         resume=True,
         device=place.device,
         cache=unit.cache,
+        threads=place.threads,
         inspection=unit.inspection,
         report=heard,
     )

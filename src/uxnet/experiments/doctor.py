@@ -23,8 +23,8 @@ from uxnet.errors import DeviceError
 from uxnet.events import Progress, Report, silent
 from uxnet.experiments.layers import Call, Check, Memory, Shape, autocast, check_layer, in_memory, layers_of
 from uxnet.inference.engine_cache import default_cache
-from uxnet.inference.memory import free
 from uxnet.inference.openvino import quiet_openvino
+from uxnet.machine import free_memory
 
 # torch is imported where it is used: the command line does without.
 if TYPE_CHECKING:
@@ -297,7 +297,7 @@ def machine(device: str = "auto") -> dict[str, Any]:
         "processor": _processor(),
         "instructions": _instructions(),
         "threads": torch.get_num_threads(),
-        "free_memory_gb": round(free() / 1e9, 1),
+        "free_memory_gb": round(free_memory() / 1e9, 1),
         "gpus": gpus + (["mps"] if torch.backends.mps.is_available() else []),
         # torch.compile writes C++ on a CPU, and on CUDA what launches its kernels.
         "compiler": next((name for name in ("c++", "g++", "clang++", "cl") if shutil.which(name)), None),

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -23,7 +22,11 @@ from uxnet.events import Note, Progress, Report, silent
 from uxnet.geometry import Shape
 from uxnet.inference.memory import in_gb
 from uxnet.jobs import work
+from uxnet.machine import free_memory, usable_cores
 from uxnet.recipe import Stage
+
+if TYPE_CHECKING:
+    from uxnet.training.memory import StepTime
 
 Size = Literal["paper", "narrow", "auto"]
 
@@ -66,13 +69,13 @@ class Planned:
 
     memory: bytes, of the whole process.
     gmac: 1e9 multiply-accumulates of the forward pass of a step's batch; about a third of what a step computes.
-    seconds: a step on this machine, scaled from a measured smaller one; None where none was measured.
+    time: of a step on this machine, scaled from measured smaller ones; None where none was measured.
     """
 
     plan: Plan
     memory: int
     gmac: float
-    seconds: float | None
+    time: StepTime | None
 
 
 def this_machine(device: str = "auto", memory: int | None = None) -> Machine:
@@ -87,13 +90,11 @@ def this_machine(device: str = "auto", memory: int | None = None) -> Machine:
     import torch
 
     from uxnet.devices import choose_device, choose_precision
-    from uxnet.inference.memory import free
 
     chosen = choose_device(device)
     if memory is None:
-        memory = int(0.9 * torch.cuda.mem_get_info(chosen)[0]) if chosen.type == "cuda" else int(0.8 * free())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(str(chosen), choose_precision("auto", chosen), memory, cores)
+        memory = int(0.9 * torch.cuda.mem_get_info(chosen)[0]) if chosen.type == "cuda" else int(0.8 * free_memory())
+    return Machine(str(chosen), choose_precision("auto", chosen), memory, usable_cores())
 
 
 def plan_recipe(
@@ -318,13 +319,13 @@ def _finished(search: _Search, found: Found, inspection: Inspection, steps: int 
     total = f"{inspection.manifest.name}: {len(facts.fingerprint.cases)} cases, {len(facts.fingerprint.classes)} classes"
     plan = Plan(inspection.manifest.name, f"Planned from the fingerprint of {total}.", choices)
     stage = plan.recipe.stages[0]
-    seconds = None
+    time = None
     if timed:
         from uxnet.training.memory import step_seconds
 
         channels, classes = len(facts.fingerprint.channel_names), facts.labels.out_channels
-        seconds = step_seconds(stage, channels, classes, machine.device, machine.precision)
-    return Planned(plan, found.memory + RUNTIME, found.gmac, seconds)
+        time = step_seconds(stage, channels, classes, machine.device, machine.precision)
+    return Planned(plan, found.memory + RUNTIME, found.gmac, time)
 
 
 def _patch_choice(search: _Search, found: Found) -> Choice:
@@ -332,7 +333,7 @@ def _patch_choice(search: _Search, found: Found) -> Choice:
     size = "the whole of it" if whole else f"{math.prod(found.patch) / math.prod(search.median):.0%} of it, in its proportions"
     limit = "a larger one would only add air" if whole else f"more would take more than {in_gb(search.machine.memory)} of memory"
     if not whole and search.machine.on_cpu and found.gmac > 0.7 * _GMAC_A_CORE_STEP * search.machine.cores:
-        limit = f"{found.gmac:.1f} GMac a step are what {search.machine.cores} cores train on in a few seconds"
+        limit = f"{found.gmac:.1f} GMac are what {plural(search.machine.cores, 'core')} can train on in a few seconds"
     if math.prod(found.patch) < 0.25 * math.prod(search.median):
         limit += "; a coarser --spacing would show it more of the patient"
     reason = (

@@ -23,12 +23,13 @@ from uxnet.inference.outputs import Claims, names_in, planned_units, read_if_the
 from uxnet.inference.scans import Scan, find_scans
 from uxnet.inference.segment import with_inference
 from uxnet.inference.segmenter import Segmenter, load_segmenter
-from uxnet.inference.settings import Settings, usable_cores
+from uxnet.inference.settings import Settings
 from uxnet.inference.unit import CannotLoadError, Desk, Load, Outcome, Unit, Written, do_scan
 from uxnet.io import claimed, lock_path, sha256, token_of, write_json
 from uxnet.io.files import sync_folder
 from uxnet.jobs import Cluster, shard, work
 from uxnet.labels import Labels
+from uxnet.machine import usable_cores
 from uxnet.model import Model, read_model, seen_by
 from uxnet.records import append_record
 

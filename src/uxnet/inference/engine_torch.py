@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from uxnet.devices import choose_device, choose_precision, in_fast_memory
+from uxnet.devices import choose_device, choose_precision, first_sentence, in_fast_memory, lacks_memory
 from uxnet.errors import DeviceError, ModelError, RecipeError
 from uxnet.model import Model, read_weights
 from uxnet.networks.blocks import Triple, padded_sides
@@ -54,10 +54,11 @@ class TorchEngine:
             with torch.inference_mode(), context:
                 logits = self.network(torch.from_numpy(np.ascontiguousarray(batch)).to(self.device))
             result: NDArray[np.float32] = logits.float().cpu().numpy()
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise DeviceError(f"not enough memory on {self.device} for {len(batch)} windows of {batch.shape[2:]}: {error}") from error
-        except (RuntimeError, ValueError) as error:  # of memory on a CPU, and of shapes that the network does not take
-            raise DeviceError(f"{self.device} could not compute {len(batch)} windows of {batch.shape[2:]}: {error}") from error
+        except (RuntimeError, MemoryError, ValueError) as error:  # also of shapes that the network does not take
+            windows = f"{len(batch)} windows" if len(batch) > 1 else "a window"
+            window = "x".join(map(str, batch.shape[2:]))
+            lacks = "has not the memory for" if lacks_memory(error) else "could not compute"
+            raise DeviceError(f"{self.device} {lacks} {windows} of {window} voxels ({first_sentence(error)})") from error
         finally:
             self.network.train(training)
         return result

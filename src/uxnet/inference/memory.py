@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import psutil
-
 from uxnet.errors import MemoryLimitError, UsageError
 from uxnet.events import Kept, Note, Report, Warn
 from uxnet.inference.stitch import Keep, Room, Sweep
 from uxnet.io import read_geometry, voxel_bytes
+from uxnet.machine import free_memory, held, most_held
 from uxnet.model import Model
 
 _SCRATCH = 24_000_000  # bytes a thread at most; less where a piece of logits is smaller than what is in work at once
@@ -147,7 +146,7 @@ def expect_windows(model: Model, limit: int | None) -> None:
     """
     for stage in model.recipe.stages:
         channels = stage.in_channels(len(model.channels)) + stage.out_channels(model.labels.out_channels)
-        a_window, left = 4 * math.prod(stage.window) * channels, free() if limit is None else limit - held()
+        a_window, left = 4 * math.prod(stage.window) * channels, free_memory() if limit is None else limit - held()
         if a_window > left:
             raise MemoryLimitError(
                 f"{model.path}: one of its windows, {list(stage.window)}, takes at least {in_gb(a_window)} of memory, and "
@@ -176,40 +175,6 @@ def in_gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
-def held() -> int:
-    """Bytes of memory that this process holds."""
-    return int(psutil.Process().memory_info().rss)
-
-
-def most_held() -> int | None:
-    """The most bytes that this process has held since its start, or the last reset (`unit.reset_peak`); None where nothing tells."""
-    try:
-        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        return None
-    return int(match.group(1)) * 1024 if match else None
-
-
-def free(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process could still take: what the machine has free, or its container's limit leaves.
-
-    What the container counts as used holds the files that were read and written, which the system gives up as soon as memory is asked
-    for: of these, the ones not used lately (`inactive_file`) count as free, as they do for the machine.
-    """
-    available = int(psutil.virtual_memory().available)
-    for limit, used, statistics, key in (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
-    ):
-        try:
-            left = int((cgroup / limit).read_text()) - int((cgroup / used).read_text())
-            files = re.search(rf"^{key} (\d+)$", (cgroup / statistics).read_text(), re.MULTILINE)
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
-        available = min(available, left + (int(files.group(1)) if files else 0))
-    return max(available, 0)
-
-
 def planner(*, batch: int, threads: int, limit: int | None, report: Report, name: str, sharing: int = 1) -> Callable[[Sweep], Room]:
     """A function to be called when the first window is computed: it measures, plans and reports.
 
@@ -221,7 +186,7 @@ def planner(*, batch: int, threads: int, limit: int | None, report: Report, name
 
     def plan(sweep: Sweep) -> Room:
         now = held()
-        allowed = now + free() // sharing if limit is None else limit
+        allowed = now + free_memory() // sharing if limit is None else limit
         a_window = max(0, now - before)
         return plan_memory(
             sweep,

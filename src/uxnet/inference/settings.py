@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from uxnet.machine import usable_cores
 from uxnet.shipped import Whole
-
-
-def usable_cores() -> int:
-    """How many cores this process may use, which a cluster or container may have limited."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
-
 
 Mirror = tuple[bool, bool, bool]
 

@@ -17,10 +17,10 @@ from typing import Any, Literal, Protocol
 from uxnet.errors import Cancelled, InputError, UxnetError, VolumeError
 from uxnet.events import Event, Kept, Progress, Report, Spent
 from uxnet.inference.ledger import Making, described, is_done, read_ledger
-from uxnet.inference.memory import most_held
 from uxnet.inference.scans import Scan
 from uxnet.inference.segment import Ready
 from uxnet.io import sha256, write_labels
+from uxnet.machine import reset_peak, take_peak
 from uxnet.records import Record
 from uxnet.volume import Volume
 
@@ -255,19 +255,3 @@ class _Watch:
 
     def rounded(self) -> dict[str, float]:
         return {part: round(spent, 3) for part, spent in self.timings.items()}
-
-
-def reset_peak() -> bool:
-    """Starts a new reading of the peak memory, where the system can (Linux)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def take_peak() -> int | None:
-    """The largest resident memory of this process since the last reading, in MB (10^6 bytes); the next reading begins."""
-    largest = most_held()
-    reset_peak()
-    return None if largest is None else round(largest / 1e6)

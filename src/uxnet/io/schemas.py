@@ -189,6 +189,12 @@ class TimeBudget(Struct):
     seconds_a_validation: Number
 
 
+class Begun(Struct):
+    """begun.json: the steps of each stage that a run began with, where it was given others later."""
+
+    steps: Annotated[list[Annotated[int, Meta(ge=1, le=2**63 - 1)]], Meta(min_length=1)]
+
+
 class TransferredStage(Struct):
     """Of one stage."""
 

@@ -96,8 +96,11 @@ def work(
         exception is a defect, and is raised as itself with a note of where it was raised. So is every exception of `start`.
 
     Raises:
+        UsageError: if there are fewer than no workers.
         UxnetError: if workers die one after the other before anything is done, or there is no Ray or no such cluster.
     """
+    if workers < 0:
+        raise UsageError(f"{workers} workers: give 0 to work in this process, or the number of processes")
     if not items:
         return
     task = Task(functools.partial(stateless, function), nothing) if start is None else Task(function, start)

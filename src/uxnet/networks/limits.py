@@ -52,5 +52,5 @@ def no_larger_than(most: Size) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for register in (register_module_parameter_registration_hook, register_module_buffer_registration_hook):
-            stack.callback(register(count).remove)  # type: ignore[no-untyped-call]
+            stack.callback(register(count).remove)
         yield

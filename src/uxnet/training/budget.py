@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from uxnet.dataset.cache import CachedCase
-from uxnet.errors import Preempted
+from uxnet.errors import Preempted, plural
 from uxnet.events import Note, Report, silent
 from uxnet.io import write_json
 from uxnet.io.checked import read_as
@@ -68,8 +68,8 @@ def within_budget(
     steps = budget.steps
     report(
         Note(
-            f"{budget.hours:g} h are {steps} steps: {budget.seconds_a_step:.3g} s a step and {budget.seconds_a_validation:.3g} s "
-            f"for each validation, every {stage.training.validate_every} steps"
+            f"{budget.hours:g} h are {plural(steps, 'step')}: {budget.seconds_a_step:.3g} s a step and {budget.seconds_a_validation:.3g} s "
+            f"for each validation, every {plural(stage.training.validate_every, 'step')}"
         )
     )
     return replace(stage, training=replace(stage.training, steps=steps))

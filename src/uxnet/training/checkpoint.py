@@ -84,6 +84,7 @@ def save_checkpoint(path: Path, state: State, engine: TrainingEngine, identity: 
         tensors |= {f"optimiser.{name}.{key}": torch.as_tensor(value) for key, value in moments.items()}
     parts = {key: list(value.shape) for key, value in tensors.items() if isinstance(value, DTensor)}
     header = {"schema": _SCHEMA, "identity": identity, "progressed": asdict(state.done), "scaler": engine.scaler_state(), "parts": parts}
+    header["threads"] = torch.get_num_threads()  # on a CPU, sums depend on them
     if not parts:
         engine.first(lambda: _save(path, tensors, {**header, "files": []}))
         return
@@ -101,8 +102,11 @@ def same_run(found: Any, identity: str) -> bool:
     return found in (identity, identity.partition("+")[0])
 
 
-def load_checkpoint(path: Path, state: State, engine: TrainingEngine, identity: str) -> None:
+def load_checkpoint(path: Path, state: State, engine: TrainingEngine, identity: str) -> int | None:
     """Puts a checkpoint back into a state. Every process calls it, and reads all files.
+
+    Returns:
+        How many threads computed it; None if an earlier version wrote it, which did not say.
 
     Raises:
         CheckpointError: if a file is missing, damaged, or of a run with another identity.
@@ -118,6 +122,8 @@ def load_checkpoint(path: Path, state: State, engine: TrainingEngine, identity: 
         state.done = as_kind(header["progressed"], Progressed)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: the checkpoint does not fit the network ({error})") from error
+    threads = header.get("threads")
+    return threads if isinstance(threads, int) else None
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from uxnet.devices import choose_device, choose_precision, in_fast_memory, keep_freed_memory
-from uxnet.errors import DeviceError
+from uxnet.errors import DeviceError, plural
 
 Strategy = Literal["auto", "ddp", "fsdp"]
 Result = TypeVar("Result")
@@ -119,7 +119,9 @@ class TrainingEngine:
             DeviceError: if they cannot be shared out evenly.
         """
         if batch % self.world:
-            raise DeviceError(f"training.batch: {batch} patches cannot be shared out over {self.world} processes; make it a multiple")
+            raise DeviceError(
+                f"training.batch: {plural(batch, 'patch', 'patches')} cannot be shared out over {self.world} processes; make it a multiple"
+            )
         each = batch // self.world
         return list(range(self.rank * each, (self.rank + 1) * each))
 

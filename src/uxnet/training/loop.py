@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +20,20 @@ from uxnet.augment import augment
 from uxnet.dataset.cache import CachedCase
 from uxnet.dataset.patches import read_batch, what_is_shown
 from uxnet.dataset.sides import lateral_axis, paired_indices
-from uxnet.errors import Preempted, TrainingError
+from uxnet.errors import Preempted, TrainingError, plural
 from uxnet.events import Note, Progress, Report, Warn
 from uxnet.io.schemas import MetricsLine
 from uxnet.labels import Labels
 from uxnet.networks.build import architecture
 from uxnet.recipe import Optimiser as OptimiserSettings
 from uxnet.recipe import Stage, Training
-from uxnet.records import append_record, keep_records
+from uxnet.records import append_record, keep_records, sync_records
 from uxnet.training.checkpoint import Progressed, State, load_checkpoint, save_checkpoint, save_weights
 from uxnet.training.engine import Ready, TrainingEngine, whole, why_not_compiled
+from uxnet.training.failures import SAVING, VALIDATING, plain_errors
 from uxnet.training.groups import freeze, layer_depths, parameter_groups, resting
 from uxnet.training.losses import SegmentationLoss
+from uxnet.training.pace import Clock, Crowding
 from uxnet.training.schedule import learning_rate
 from uxnet.training.teach import Teachers
 from uxnet.training.validate import Validation
@@ -109,40 +110,47 @@ def fit(
         How far it came, and the last weights (their running average where the recipe asks for one).
 
     Raises:
-        TrainingError: if too many steps in a row had to be skipped, or a class that was found is lost; checkpoints and records stay.
+        TrainingError: if too many steps in a row had to be skipped, a class that was found is lost, or the device has not the memory
+            for it; checkpoints and records stay.
         Preempted: if `hooks.stopping` says so; everything is saved.
     """
     settings, report = stage.training, hooks.report
-    ready, state = _begun(network, cases, stage, engine, report)
-    done = state.done
-    if files.last.exists():
-        load_checkpoint(files.last, state, engine, identity)
-        done = state.done
-        report(Note(f"going on after step {done.step} of {settings.steps}"))
+    with plain_errors(stage, engine.device, lambda: "before the first step"):
+        ready, state = _begun(network, cases, stage, engine, report)
+        if files.last.exists():
+            _go_on(files.last, state, engine, identity, settings, report)
+    done, crowding = state.done, Crowding(engine.device, report)
     if engine.rank == 0:
 
         def kept(record: Mapping[str, Any]) -> bool:
             return bool(record["step"] <= (done.validated if record["kind"] == "validation" else done.step))
 
         keep_records(files.metrics, kept, MetricsLine, report)
-    clock = _Clock(done.step, done.seconds)
+    clock = Clock(done.step, done.seconds)
     stepping = _Stepping(ready, state, stage, loss_of, engine, hooks, _sides(stage, labels), resting(ready.trained), teachers)
 
     def checkpoint() -> None:
         done.seconds = clock.seconds
-        save_checkpoint(files.last, state, engine, identity)
+        if engine.rank == 0:
+            sync_records(files.metrics)  # what is recorded by a checkpoint has to be there if the checkpoint is
+        with plain_errors(stage, engine.device, lambda: f"while saving step {done.step}", SAVING):
+            save_checkpoint(files.last, state, engine, identity)
 
     def record(kind: str, values: Mapping[str, Any]) -> None:
         line = {**_finite(values), "kind": kind}
         if engine.rank == 0:
-            append_record(files.metrics, line)
+            append_record(files.metrics, line, sync=False)
             hooks.on_record(line)
 
-    with contextlib.closing(_batches(cases, stage, engine.share(settings.batch), done.step)) as batches:
+    with (
+        plain_errors(stage, engine.device, lambda: f"in step {done.step + 1}"),
+        contextlib.closing(_batches(cases, stage, engine.share(settings.batch), done.step)) as batches,
+    ):
         while True:
             if _validation_due(done, settings):
                 checkpoint()  # so that nothing is lost while whole cases are segmented
-                validation = _validated(network, state, validate)
+                with plain_errors(stage, engine.device, lambda: f"in the validation after step {done.step}", VALIDATING):
+                    validation = _validated(network, state, validate)
                 done.validated = done.step
                 done.scores.append(validation.mean)
                 done.classes.append(validation.classes)
@@ -160,6 +168,7 @@ def fit(
             values, halt = stepping.take(next(batches))
             record("step", {**values, "seconds": round(clock.seconds, 2)})
             _refuse_skips(done, settings, values)
+            crowding.look()
             report(Progress("training", done.step, settings.steps, _shown(done, values, clock, settings.steps)))
             if halt:
                 checkpoint()
@@ -199,8 +208,7 @@ class _Stepping:
             module.eval()
         # Batch norms take a step's statistics up before anybody knows whether it is skipped.
         before = [(buffer, buffer.detach().clone()) for buffer in ready.trained.buffers()]
-        with _room_for(self.stage, self.engine, step):
-            loss = self._gradient(batch)
+        loss = self._gradient(batch)
         norm = self.engine.gradient_norm(ready.running, ready.stepping, settings.clip_gradient)
         loss, halt = self.engine.mean([loss, float(self.hooks.stopping())])
         if math.isfinite(loss) and norm < settings.absurd_gradient:
@@ -268,6 +276,19 @@ def _begun(network: nn.Module, cases: Sequence[CachedCase], stage: Stage, engine
     return ready, State(ready.trained, ready.optimiser, average)
 
 
+def _go_on(last: Path, state: State, engine: TrainingEngine, identity: str, settings: Training, report: Report) -> None:
+    """Puts the last checkpoint into the state, and says so."""
+    before, now = load_checkpoint(last, state, engine, identity), torch.get_num_threads()
+    report(Note(f"going on after step {state.done.step} of {settings.steps}"))
+    if before is not None and before != now and engine.device.type == "cpu":
+        report(
+            Note(
+                f"it trained with {plural(before, 'thread')} so far and goes on with {now}: the last bits of its weights may "
+                "differ from those of a run that was not interrupted"
+            )
+        )
+
+
 def _sides(stage: Stage, labels: Labels) -> dict[str, Any]:
     """What `augment` needs to know of left and right. A guided stage is asked about one structure, whatever its name."""
     lateral = lateral_axis(stage.prepare.orientation)
@@ -280,27 +301,6 @@ def _adamw(groups: list[dict[str, Any]], settings: OptimiserSettings) -> Optimiz
     fused = True if all(p.device.type == "cpu" for group in groups for p in group["params"]) else None
     rate, betas, eps, decay = settings.learning_rate, settings.betas, settings.eps, settings.weight_decay
     return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=eps, weight_decay=decay, fused=fused)
-
-
-@contextlib.contextmanager
-def _room_for(stage: Stage, engine: TrainingEngine, step: int) -> Iterator[None]:
-    """Says in a recipe's words that the device has not the memory for a step.
-
-    Raises:
-        TrainingError: if it has not.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        # torch has a class for a device that lacks memory, and for a CPU none.
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
-            raise
-        patch = "x".join(map(str, stage.sampling.patch))
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise TrainingError(
-            f"stopped in step {step + 1}: {engine.device} has not the memory for {stage.training.batch} patches of {patch} voxels "
-            f"({why}). Raise training.accumulate, or lower training.batch or sampling.patch"
-        ) from error
 
 
 def _batches(cases: Sequence[CachedCase], stage: Stage, samples: Sequence[int], first: int) -> Generator[Batch]:
@@ -360,8 +360,8 @@ def _refuse_collapse(done: Progressed, settings: Training, report: Report) -> No
 def _refuse_skips(done: Progressed, settings: Training, last: Mapping[str, Any]) -> None:
     if done.skipped_in_a_row >= settings.skips_in_a_row:
         raise TrainingError(
-            f"stopped at step {done.step}: {done.skipped_in_a_row} steps in a row had a loss or gradient that is not finite or absurd "
-            f"(last: loss {last['loss']:.3g}, gradient norm {last['gradient_norm']:.3g}). The checkpoint before them is kept. "
+            f"stopped at step {done.step}: {plural(done.skipped_in_a_row, 'step')} in a row had a loss or gradient that is not finite or "
+            f"absurd (last: loss {last['loss']:.3g}, gradient norm {last['gradient_norm']:.3g}). The checkpoint before them is kept. "
             "Try a lower optimiser.learning_rate or training.precision=float32"
         )
 
@@ -374,21 +374,7 @@ def _move_average(average: dict[str, Tensor], network: nn.Module, decay: float, 
             average[key].lerp_(value.detach(), 1 - decay) if value.is_floating_point() else average[key].copy_(value)
 
 
-class _Clock:
-    """Seconds spent, those of earlier parts of the run included, and the time left."""
-
-    def __init__(self, step: int, seconds: float) -> None:
-        self.first, self.before, self.started = step, seconds, time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return self.before + time.monotonic() - self.started
-
-    def left(self, step: int, steps: int) -> float:
-        return (time.monotonic() - self.started) / max(1, step - self.first) * (steps - step)
-
-
-def _shown(done: Progressed, values: Mapping[str, Any], clock: _Clock, steps: int) -> dict[str, float | int | str]:
+def _shown(done: Progressed, values: Mapping[str, Any], clock: Clock, steps: int) -> dict[str, float | int | str]:
     shown: dict[str, float | int | str] = {"loss": round(values["loss"], 4), "rate": float(f"{values['learning_rate']:.2e}")}
     if done.scores and done.scores[-1] is not None:
         shown |= {"dice": round(done.scores[-1], 4), "best": round(done.best, 4)}

@@ -27,8 +27,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from uxnet.devices import GIVEN_BACK, in_fast_memory
+from uxnet.devices import GIVEN_BACK, computing_with, in_fast_memory
 from uxnet.labels import Label, Labels
+from uxnet.machine import load, others_cores
 from uxnet.networks.build import build
 from uxnet.networks.macs import count_macs
 from uxnet.recipe import Stage
@@ -54,6 +55,8 @@ _OURS: Mapping[str, Mapping[str, float]] = {
 _OURS_MAPPED: Mapping[str, float] = {"uxnet": 0.7}
 # Of torch's allocator on a GPU: what rounding and splitting cost, and room for cuDNN to work in. Not measured here.
 _GPU_SHARE, _GPU_ROOM = 1.1, 300_000_000
+# So many short steps are measured, the first of them to warm up, or as many as fit into so many seconds.
+_LEAST, _MOST, _SECONDS = 4, 11, 10.0
 
 
 @dataclass
@@ -237,8 +240,25 @@ def _optimise(trained: Sequence[nn.Parameter]) -> None:
     del between
 
 
-def step_seconds(stage: Stage, channels: int, classes: int, device: str = "cpu", precision: str = "float32") -> float:
+@dataclass(frozen=True)
+class StepTime:
+    """How long a step takes, and under which conditions.
+
+    seconds: a step, scaled from the fastest of `measured` short ones.
+    threads: that computed, on a CPU.
+    others: cores that other processes kept busy meanwhile, on average.
+    """
+
+    seconds: float
+    measured: int
+    threads: int
+    others: float
+
+
+def step_seconds(stage: Stage, channels: int, classes: int, device: str = "cpu", precision: str = "float32") -> StepTime:
     """How long a step takes here: a patch of fewer voxels is measured (its forward and backward pass), and scaled by its arithmetic.
+
+    Several are, and the fastest counts: what others do on the machine makes some of them slow, and none fast.
 
     Args:
         stage, channels, classes, precision: as in `predicted_memory`.
@@ -247,7 +267,7 @@ def step_seconds(stage: Stage, channels: int, classes: int, device: str = "cpu",
     where, sides = torch.device(device), list(stage.sampling.patch)
     inputs, outputs = stage.in_channels(channels), stage.out_channels(classes)
     lower = _TYPES.get(precision)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), computing_with():
         network = build(stage.network.name, inputs, outputs, stage.sampling.patch, stage.network.settings)
         network = in_fast_memory(network.to(where), where).train()
 
@@ -259,8 +279,9 @@ def step_seconds(stage: Stage, channels: int, classes: int, device: str = "cpu",
             longest = sides.index(max(sides))
             sides[longest] = max(16, sides[longest] // 2)
         image = torch.randn((1, inputs, *sides), device=where)
-        taken = []
-        for _ in range(3):
+        taken: list[float] = []
+        before = load()
+        while len(taken) < _LEAST or (len(taken) < _MOST and time.monotonic() - before.at < _SECONDS):
             started = time.perf_counter()
             with torch.autocast(where.type, lower, enabled=lower is not None):
                 logits = network(image)
@@ -269,4 +290,5 @@ def step_seconds(stage: Stage, channels: int, classes: int, device: str = "cpu",
             if where.type == "cuda":
                 torch.cuda.synchronize(where)
             taken.append(time.perf_counter() - started)
-        return min(taken[1:]) * whole / gmac()
+        fastest = min(taken[1:])  # the first one warms up
+        return StepTime(fastest * whole / gmac(), len(taken) - 1, torch.get_num_threads(), others_cores(before, load()))

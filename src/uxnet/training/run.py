@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,17 @@ from uxnet.dataset.check import Inspection, check_dataset, same_scans, warn_and_
 from uxnet.dataset.folds import Fold, split_for, write_split
 from uxnet.dataset.manifest import Case, Manifest, read_dataset
 from uxnet.dataset.sides import check_trained_sides
-from uxnet.errors import Cancelled, CheckpointError, InputError, RecipeError, UsageError, UxnetError
+from uxnet.devices import computing_with
+from uxnet.errors import Cancelled, CheckpointError, InputError, RecipeError, UsageError, UxnetError, plural
 from uxnet.events import Note, Progress, Report, Warn, silent
 from uxnet.inference.engine_torch import TorchEngine, stage_network
 from uxnet.inference.segment import segment
-from uxnet.io import alone, atomic, read_geometry, read_image, write_json, write_labels
+from uxnet.io import alone, read_geometry, read_image, write_json, write_labels
 from uxnet.io.checked import read_as
 from uxnet.io.schemas import Transfer
 from uxnet.labels import Label, Labels
 from uxnet.model import read_model, warn_of_leaks
-from uxnet.recipe import Recipe, Stage, complete_toml, load_recipe, other_keys, recipe_to_toml
+from uxnet.recipe import Recipe, Stage
 from uxnet.shipped import recipe_of
 from uxnet.training.begin import begin_from
 from uxnet.training.board import require_tensorboard
@@ -34,10 +34,12 @@ from uxnet.training.budget import clock, within_budget
 from uxnet.training.checkpoint import Progressed, load_weights_file, same_run, weights_header
 from uxnet.training.content import refuse_changed_cases, weights_hash
 from uxnet.training.engine import Strategy, TrainingEngine
+from uxnet.training.failures import plain_errors
 from uxnet.training.handover import Trained, hand_over
 from uxnet.training.identity import run_identity, weights_of
 from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss
+from uxnet.training.resume import as_begun, begin_or_tidy, refuse_another_run
 from uxnet.training.showing import Showing
 from uxnet.training.teach import Teachers, teachers_from
 from uxnet.training.validate import Validation, joined, validate
@@ -60,6 +62,7 @@ def train(
     strategy: Strategy = "auto",
     cache: str | Path | None = None,
     workers: int = 1,
+    threads: int = 0,
     inspection: Inspection | None = None,
     tensorboard: bool = False,
     stopping: Callable[[], bool] = lambda: False,
@@ -82,12 +85,15 @@ def train(
         init_from: a model whose weights to begin with, wherever they fit; `transfer.json` says what became of each.
         init_kernels: how its kernels grow where this network's are larger, see `networks.transfer`.
         teachers: models of the same labels and preparation whose mean answer is learnt beside the labels, as far as `loss.taught` says.
-        resume: go on with a run that was interrupted; a folder without one is started.
+        resume: go on with a run that was interrupted, or that is to have more steps than it had, where its learning rates so far would
+            have been the same; a folder without one is started.
         device: "auto", "cpu", "cuda", "cuda:N", "mps".
         strategy: of several processes: "ddp" keeps a whole network in each, "fsdp" shares it out; "auto" is "ddp".
         cache: folder of the prepared cases, by default `cache` in the run's folder; runs of one dataset and recipe may share it.
         workers: processes to check and prepare cases in. With more than one, a script that calls this needs Python's usual
             `if __name__ == "__main__":`, since the others start by importing it.
+        threads: that compute on a CPU; 0 takes torch's own number, and no more than the cores that this process may use. A run that is
+            resumed with another number ends with weights whose last bits may differ.
         inspection: what `check_dataset` found of this dataset, if it was checked already.
         tensorboard: also write `tensorboard/` for TensorBoard.
         stopping: asked after every step; when it says so, the run is saved and left by `Preempted`.
@@ -108,6 +114,8 @@ def train(
         Preempted: if `stopping` said so; with `resume` the run goes on.
     """
     recipe, out = recipe if isinstance(recipe, Recipe) else recipe_of(recipe), Path(out)
+    if threads < 0:
+        raise UsageError(f"threads={threads}: give at least 1, or 0 for one a core")
     if tensorboard:
         require_tensorboard()
     engines = [TrainingEngine(device, stage.training.precision, strategy) for stage in recipe.stages]
@@ -115,7 +123,7 @@ def train(
     report = report if one.rank == 0 else silent
     for engine, stage in zip(engines, recipe.stages, strict=True):
         engine.share(stage.training.batch)  # refuses what cannot be shared out
-    one.first(lambda: _refuse_another_run(out, recipe, resume))
+    one.first(lambda: refuse_another_run(out, recipe, resume))
 
     manifest = dataset if isinstance(dataset, Manifest) else read_dataset(dataset, group_by=group_by)
     report(Note(manifest.summary))
@@ -125,7 +133,7 @@ def train(
     known = inspection
     inspection = one.first(lambda: known or check_dataset(manifest, workers=workers, report=report))
     warn_and_refuse(inspection, report)
-    networks = [_fresh_network(stage, manifest) for stage in recipe.stages]
+    networks = [_fresh_network(stage, manifest, engine) for stage, engine in zip(recipe.stages, engines, strict=True)]
     origin = begin_from(networks, recipe, manifest, Path(init_from), init_kernels, report) if init_from else None
     taught = teachers_from([Path(path) for path in teachers], recipe, manifest, report).on(one) if teachers else None
 
@@ -136,7 +144,7 @@ def train(
 
     def begin() -> Fold:
         held.enter_context(alone(out / "train.lock", CheckpointError(f"{out}: another process trains there; wait for it, or stop it")))
-        _refuse_another_run(out, recipe, resume)  # again: it may have begun while this process read the dataset
+        refuse_another_run(out, recipe, resume)  # again: it may have begun while this process read the dataset
         _refuse_another_beginning(out, origin)
         chosen = everyone or _fold(manifest, inspection, file, protocol, seed, int(fold), report)
         for doubt in same_scans(inspection, {"train": chosen.train, "validation": chosen.validation, "test": chosen.test}):
@@ -149,7 +157,7 @@ def train(
             refuse_changed_cases(out / "inspection.json", inspection, (*chosen.train, *chosen.validation))
         if origin is not None:
             write_json(out / "transfer.json", origin)  # before the run counts as begun: a run that is there says what it began with
-        _begin(out, recipe, resume, report)
+        begin_or_tidy(out, recipe, resume, report)
         write_json(out / "inspection.json", inspection.to_dict())
         return chosen
 
@@ -157,8 +165,9 @@ def train(
         hand_over(path, recipe, inspection, chosen, fold, stages, engines[-1], origin, taught)
 
     with contextlib.ExitStack() as held:
+        held.enter_context(computing_with(threads))
         chosen = one.first(begin)
-        identity = one.first(lambda: run_identity(out, _written(out, recipe), inspection, chosen, origin, taught))
+        identity = one.first(lambda: run_identity(out, as_begun(out), inspection, chosen, origin, taught))
         digests = {facts.name: facts.image_sha256 for facts in inspection.fingerprint.cases}
         folder = Path(cache or out / "cache")
         run = _Run(recipe, manifest, chosen, digests, out, folder, workers, tensorboard, stopping, identity, taught, report)
@@ -319,31 +328,10 @@ def _labels_of(stage: Stage, labels: Labels) -> Labels:
     return Labels((Label("structure", 1),), ignore=None if labels.ignore is None else 2) if stage.prior else labels
 
 
-def _fresh_network(stage: Stage, manifest: Manifest) -> nn.Module:
+def _fresh_network(stage: Stage, manifest: Manifest, engine: TrainingEngine) -> nn.Module:
     torch.manual_seed(stage.training.seed)
-    return stage_network(stage, len(manifest.channel_names), manifest.labels.out_channels)
-
-
-def _refuse_another_run(out: Path, recipe: Recipe, resume: bool) -> None:
-    file = out / "recipe.toml"
-    if not file.exists():
-        return
-    if not resume:
-        raise CheckpointError(f"{out}: there is a run already; go on with it by --resume, or choose another folder")
-    if other := other_keys(load_recipe(file), recipe):
-        raise CheckpointError(
-            f"{out}: the run there has another recipe ({other}; {file}); resume it with that one, or begin another run, with this one's "
-            "weights by --init-from"
-        )
-
-
-def _written(out: Path, recipe: Recipe) -> Recipe:
-    """The recipe as the run's folder has it, by whose text the run is known: one that means the same may leave defaults out.
-
-    Runs of versions that wrote it as it was given are known by that.
-    """
-    file = out / "recipe.toml"
-    return recipe if file.read_text(encoding="utf-8") == recipe_to_toml(recipe) else load_recipe(file)
+    with plain_errors(stage, engine.device, lambda: "before the first step"):
+        return stage_network(stage, len(manifest.channel_names), manifest.labels.out_channels)
 
 
 def _refuse_another_beginning(out: Path, origin: Mapping[str, Any] | None) -> None:
@@ -355,25 +343,6 @@ def _refuse_another_beginning(out: Path, origin: Mapping[str, Any] | None) -> No
     if [str(stage.weights_sha256) for stage in (there.stages if there else ())] != weights_of(origin or {}):
         began = f"the weights of {there.model}" if there else "fresh weights"
         raise CheckpointError(f"{out}: another run is there, which began with {began}; resume it with the same, or choose another folder")
-
-
-def _begin(out: Path, recipe: Recipe, resume: bool, report: Report) -> None:
-    """Makes the run's folder, once it is known that there is something to train on; or tidies the one that is there."""
-    file = out / "recipe.toml"
-    if file.exists():
-        # What was being written when an earlier process was killed. What is in the cache may be another run's, and is for `build_cache`.
-        for folder in (out, *(out / f"stage_{number}" for number in range(len(recipe.stages)))):
-            for own in (".*.part*", "checkpoints/.*.part*", "pictures/.*.part*", "labels/.*.part*"):
-                for part in folder.glob(own):
-                    part.unlink(missing_ok=True)
-            for scratch in folder.glob(".budget.*"):
-                shutil.rmtree(scratch, ignore_errors=True)
-        return
-    if resume:
-        report(Note(f"{out}: nothing to resume there, a new run is started"))
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic(file) as temporary:
-        temporary.write_text(complete_toml(recipe), encoding="utf-8")
 
 
 def _fold(
@@ -405,6 +374,6 @@ def _opening(run: _Run, number: int, network: nn.Module, engine: TrainingEngine)
     stages, parameters = run.recipe.stages, sum(p.numel() for p in network.parameters())
     which = f", stage {number + 1} of {len(stages)}" if len(stages) > 1 else ""
     return (
-        f"{run.manifest.name}: {len(run.chosen.train)} training and {len(run.chosen.validation)} validation cases; recipe "
+        f"{run.manifest.name}: {len(run.chosen.train)} training and {plural(len(run.chosen.validation), 'validation case')}; recipe "
         f"{run.recipe.name}{which}, {stages[number].network.name} of {parameters:,} parameters on {engine.device} in {engine.precision}"
     )
