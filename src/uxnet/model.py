@@ -58,10 +58,11 @@ _PROVENANCE = {
     "versions?": {str: object},
     "precision?": str,
     "dataset?": {"name?": str, "licence?": (None, str), "fingerprint?": {"sha256?": str}},
-    "split?": {"train?": [str], "train_label_maps?": [str], "validation?": [str], "test?": [str], "fold?": (int, str)},
+    "split?": {"train?": [str], "validation?": [str], "test?": [str], "fold?": (int, str)},
     "converted?": {"file": str, "sha256": str, "preparation": str},
     "init_from?": {"model": str, "sha256": str, "summary": str},
     "teachers?": [{"model": str, "sha256": str}],
+    "train_label_maps?": [str],
     "seen?": [{"dataset": (None, str), "fingerprint": (None, str), "cases": [str], "label_maps?": [str]}],
 }
 _DESCRIPTION = {
@@ -189,7 +190,7 @@ def seen_by(models: Iterable[Model]) -> list[dict[str, Any]]:
             "dataset": dataset.get("name"),
             "fingerprint": dataset.get("fingerprint", {}).get("sha256"),
             "cases": split.get("train", ()),
-            "label_maps": split.get("train_label_maps", ()),
+            "label_maps": model.provenance.get("train_label_maps", ()),
         }
         for part in (own, *model.provenance.get("seen", ())):
             cases, label_maps = found.setdefault((part["dataset"], part["fingerprint"]), (set(), set()))

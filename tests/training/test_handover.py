@@ -53,6 +53,7 @@ def test_all_cases_train_and_none_validates(tiny_recipe, tiny_dataset, tmp_path)
     assert provenance["split"] == {"fold": "all", "train": [f"case_{n:02d}" for n in range(10)], "validation": [], "test": []}
     assert (provenance["training"]["step"], provenance["training"]["steps"]) == (8, 8)  # of keep = "best", too, the last
     assert provenance["validation"] == {}
+    assert len(provenance["train_label_maps"]) == 10  # by which its cases are known under other names
     assert any("nothing here says how good" in getattr(e, "message", "") for e in events)
     assert not (run / "split.json").exists()
     assert (run / "curves.png").exists()
