@@ -178,7 +178,7 @@ def seen_by(models: Iterable[Model]) -> list[dict[str, Any]]:
             "dataset": dataset.get("name"),
             "fingerprint": dataset.get("fingerprint", {}).get("sha256"),
             "cases": split.get("train", ()),
-            "label_maps": split.get("train_label_maps", ()),
+            "label_maps": model.provenance.get("train_label_maps", ()),
         }
         for part in (own, *model.provenance.get("seen", ())):
             cases, label_maps = found.setdefault((part["dataset"], part["fingerprint"]), (set(), set()))

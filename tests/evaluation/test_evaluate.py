@@ -421,7 +421,7 @@ def test_cases_of_the_training_are_known_wherever_evaluate_is_called_and_whateve
     model = tmp_path / "lab" / "models" / "mine.uxnet"
     digest = read_labels(tmp_path / "refs" / "labelsTr" / "b.nii.gz").sha256()
     model.parent.mkdir()
-    with_provenance(tiny_model(), model, {"dataset": {"name": "Tiny"}, "split": {"train": ["a"], "train_label_maps": [digest[:16]]}})
+    with_provenance(tiny_model(), model, {"dataset": {"name": "Tiny"}, "split": {"train": ["a"]}, "train_label_maps": [digest[:16]]})
     monkeypatch.chdir(tmp_path / "lab")
     assert run("predict", "models/mine.uxnet", "scans", "-o", "out", "--threads", "1") == 0
     monkeypatch.chdir(tmp_path)

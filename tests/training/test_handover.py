@@ -57,6 +57,7 @@ def test_all_cases_train_and_none_validates(tiny_recipe, tiny_dataset, tmp_path)
     assert provenance["split"] == {"fold": "all", "train": [f"case_{n:02d}" for n in range(10)], "validation": [], "test": []}
     assert (provenance["training"]["step"], provenance["training"]["steps"]) == (8, 8)  # of keep = "best", too, the last
     assert provenance["validation"] == {}
+    assert len(provenance["train_label_maps"]) == 10  # by which its cases are known under other names
     # What it was trained on: scans unlike it will be warned of.
     sides = [sorted(np.multiply(nib.load(path).shape, (1, 1, 1.5))) for path in (tiny_dataset / "imagesTr").iterdir()]
     limits = limits_of(model)

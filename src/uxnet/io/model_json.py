@@ -48,7 +48,6 @@ class TrainedSplit(Struct):
     """The cases of a model's fold."""
 
     train: list[str] = []
-    train_label_maps: list[str] = []
     validation: list[str] = []
     test: list[str] = []
     fold: Whole | str = ""
@@ -97,6 +96,7 @@ class Provenance(TrainedStage):
     converted: Converted | UnsetType = UNSET
     init_from: BegunWith | UnsetType = UNSET
     teachers: list[Teacher] = []
+    train_label_maps: list[str] = []
     seen: list[Seen] = []
 
 

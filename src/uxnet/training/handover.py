@@ -124,10 +124,10 @@ def _provenance(
         "split": {
             "fold": fold,
             "train": list(split.train),
-            "train_label_maps": label_map_digests(label_maps[name] for name in split.train if name in label_maps),
             "validation": list(split.validation),
             "test": list(split.test),
         },
+        "train_label_maps": label_map_digests(label_maps[name] for name in split.train if name in label_maps),
         **stages[-1],
         **({"stages": stages} if len(stages) > 1 else {}),
         **({"init_from": {key: origin[key] for key in ("model", "sha256", "summary")}} if origin else {}),
