@@ -244,6 +244,17 @@ def test_drawing_needs_no_pyplot_and_importing_it_no_matplotlib():
     assert answer.stdout.split() == ["False", "False"]
 
 
+@pytest.mark.parametrize("name", ["caf\udce9 1", "$\\frac{1}$", "a$b$c"])
+def test_any_name_can_be_drawn(tmp_path, name):
+    labels = Labels((Label("a", 1),))
+    one = _stored(np.ones((8, 8, 8), dtype=np.uint8), "RAS")
+    row = Row(name, one.with_array(one.array.astype(np.float32)), (one, None), ("", ""))
+    comparison_figure(tmp_path / "a.png", [row], labels, title=name)
+    curves(tmp_path / "b.png", losses=[(1, 1.0), (2, 0.5)], scores={name: [(1, 0.5), (2, 0.6)]}, title=name, rates=[(1, 0.1), (2, 0.01)])
+    boxes(tmp_path / "c.png", {name: [0.5, 0.7]}, name)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png", "c.png"}
+
+
 def test_names_that_no_font_has_are_written_as_json_has_them(tmp_path):
     with blank_figure(tmp_path / "a.svg", (2, 2)) as figure:
         text = figure.text(0.1, 0.1, "caf\udce9_1")

@@ -45,6 +45,8 @@ def blank_figure(path: Path, size_inch: tuple[float, float], dpi: int = 150) -> 
         yield figure
         for text in figure.findobj(Text):
             text.set_text(printable(text.get_text()))  # names of files may hold what no font has
+            # Nor is a name between dollar signs a formula; those of ticks on logarithmic axes are matplotlib's own.
+            text.set_parse_math(r"\mathdefault" in text.get_text())
         try:
             with atomic(path) as temporary:
                 figure.savefig(temporary, format=kind, dpi=dpi, metadata=metadata)
@@ -76,7 +78,7 @@ def text_inch(text: str, points: float, bold: bool = False) -> float:
     from matplotlib.textpath import text_to_path
 
     font = FontProperties(family="DejaVu Sans", size=points, weight="bold" if bold else "normal")
-    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) * 1.07 / 72
+    return float(text_to_path.get_text_width_height_descent(printable(text), font, ismath=False)[0]) * 1.07 / 72
 
 
 def wrapped(text: str, width_inch: float, points: float, bold: bool = False) -> list[str]:
@@ -89,7 +91,7 @@ def wrapped(text: str, width_inch: float, points: float, bold: bool = False) -> 
         return text_inch(line, points, bold) <= width_inch
 
     lines = []
-    for paragraph in text.split("\n"):
+    for paragraph in printable(text).split("\n"):
         line = ""
         for word in paragraph.split(" "):
             if fits(f"{line} {word}" if line else word):
