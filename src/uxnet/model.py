@@ -35,12 +35,11 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 import uxnet
-from uxnet.errors import LabelsError, ModelError, RecipeError, shortened
+from uxnet.errors import LabelsError, ModelError, RecipeError, shortened, shown
 from uxnet.events import Report, Warn
 from uxnet.io import atomic, json_value, misfit
 from uxnet.labels import Labels, labels_from_dict
 from uxnet.recipe import Recipe, recipe_from_dict, recipe_to_dict
-from uxnet.recipe.limits import shown
 
 SCHEMA = 1
 _ENGINE = "openvino"  # the only one that has variants
