@@ -23,6 +23,9 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
+
+_LONGEST_VALUE = 80
 
 
 class UxnetError(Exception):
@@ -90,6 +93,17 @@ def shortened(names: Iterable[object], most: int = 5) -> str:
 def plural(n: int, one: str, many: str | None = None) -> str:
     """A count with its noun: "1 case", "2 cases", "3 classes" (many: where an s is not enough)."""
     return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+def shown(value: Any) -> str:
+    """A value of someone else's file in a message, of any size."""
+    if isinstance(value, int) and abs(value) >= 2**64:
+        return f"a whole number of {value.bit_length()} bits"  # whose digits Python may refuse to write
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def printable(text: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from uxnet.errors import LabelsError, shortened
+from uxnet.errors import LabelsError, shortened, shown
 
 Colour = tuple[int, int, int]
 Side = Literal["left", "right"]
@@ -93,7 +93,7 @@ class Labels:
         known = {label.value for label in self.foreground}
         for value in (*values, *(region.writes for region in self.regions)):
             if not -(2**63) <= value < 2**63:
-                raise LabelsError(f"the value {value} is beyond 64 bits, and no label map holds it")
+                raise LabelsError(f"the value {shown(value)} is beyond 64 bits, and no label map holds it")
         for region in self.regions:
             if not region.values or not set(region.values) <= known:
                 raise LabelsError(f"region {region.name!r} unites the values {list(region.values)}; known are {sorted(known)}")
@@ -380,5 +380,5 @@ def _integer(value: Any, name: object) -> int:
     except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not number.is_integer():
-        raise LabelsError(f"the label {name!r} has the value {value!r}, which is no whole number")
+        raise LabelsError(f"the label {name!r} has the value {shown(value)}, which is no whole number")
     return int(number)

@@ -34,14 +34,13 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 import uxnet
-from uxnet.errors import LabelsError, ModelError, RecipeError, shortened
+from uxnet.errors import LabelsError, ModelError, RecipeError, shortened, shown
 from uxnet.events import Report, Warn
 from uxnet.io import as_json, atomic, json_value
 from uxnet.io.checked import as_kind
 from uxnet.io.model_json import ModelDescription, Variant
 from uxnet.labels import Labels, labels_from_dict
 from uxnet.recipe import Recipe, recipe_from_dict, recipe_to_dict
-from uxnet.recipe.limits import shown
 
 SCHEMA = 1
 _DIGEST = 16  # hexadecimal digits: by chance no two of a billion label maps share them

@@ -19,7 +19,7 @@ class Size:
     values: int
 
 
-LARGEST = Size(10_000, 2**31)
+LARGEST = Size(4_000, 2**31)
 """Of any network: the paper's have at most 159 tensors of parameters and 1.9e8 values, the largest published for volumes 1.5e9 values."""
 
 

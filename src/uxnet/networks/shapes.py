@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def window_side(rows: int, what: str) -> int:
     Raises:
         ModelError: if they are no cubes.
     """
-    side: int = round(rows ** (1 / 3))
+    side = round(math.cbrt(rows))
     if side**3 != rows or side % 2 == 0:
         raise ModelError(f"its windows are no cubes: {what} of {rows} rows; only cubes are known")
     return (side + 1) // 2
@@ -104,7 +105,7 @@ def tied_patch(tokens: int, stride: int, patch: Any) -> tuple[Triple, tuple[str,
     Raises:
         ModelError: if no cube has so many, or what was given is no patch.
     """
-    side = round(tokens ** (1 / 3))
+    side = round(math.cbrt(tokens))
     assumed: tuple[str, ...] = ()
     if patch is None:
         if side**3 != tokens:

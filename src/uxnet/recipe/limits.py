@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
-from uxnet.errors import RecipeError
+from uxnet.errors import RecipeError, shown
 
 LONGEST_SIDE = 2048
 MOST_VOXELS = 2**30
@@ -85,17 +85,6 @@ def _check_setting(value: Any, key: str, depth: int) -> None:
     else:
         short = isinstance(value, str) and len(value) <= _LONGEST_TEXT
         check(short, key, f"expected a number, a word, true or false, or a list of them, got {shown(value)}")
-
-
-def shown(value: Any) -> str:
-    """A value of someone else's file in a message, of any size."""
-    if isinstance(value, int) and abs(value) >= 2**64:
-        return f"a whole number of {value.bit_length()} bits"  # whose digits Python may refuse to write
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):
-        return f"a {type(value).__name__}"
-    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
 
 
 def whole(value: int, key: str) -> int:

@@ -12,8 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from uxnet.errors import RecipeError, UsageError, shortened
-from uxnet.recipe.limits import check, check_length, number, shown, whole
+from uxnet.errors import RecipeError, UsageError, shortened, shown
+from uxnet.recipe.limits import check, check_length, number, whole
 from uxnet.recipe.settings import Network, Recipe
 
 
