@@ -37,7 +37,7 @@ def test_a_cross_validation_of_one_fold(tiny_dataset, tiny_recipe, tmp_path, cap
     assert {path.name for path in out.iterdir()} == {"README.md", "cache", "recipe.toml", "records", "runs", "split.json", "summary.json"}
     # Again, nothing is left to do; with another budget, the record that is there is refused.
     assert run(*command) == 0
-    assert "1 of 1 units done, 1 of them before" in capsys.readouterr().out
+    assert "1 of 1 unit done, 1 of them before" in capsys.readouterr().out
     command[command.index("4")] = "5"
     assert run(*command) == 1
     assert "its budget is another" in capsys.readouterr().err

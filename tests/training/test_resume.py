@@ -516,7 +516,7 @@ def test_more_steps_where_those_taken_would_have_been_the_same(words, may, steps
         resume.begin_or_tidy(tmp_path, more, True, print)
         assert resume.as_begun(tmp_path, more) == there
     else:
-        with pytest.raises(CheckpointError, match=rf"go on to {steps} steps instead of 8: .*(falling since|training\.hours).* --init-from"):
+        with pytest.raises(CheckpointError, match=rf"go on to {steps} steps instead of 8: .*(falling to|training\.hours).* --init-from"):
             resume.refuse_another_run(tmp_path, more, True)
 
 

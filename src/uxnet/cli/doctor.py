@@ -157,7 +157,7 @@ def show(console: Console, one: Examined) -> None:
         moved = [check for check in way.checks if not check.same]
         if moved and way is one.way:
             console.print(
-                f"{plural(len(moved), 'layer')} of {way.precision} {'does' if len(moved) == 1 else 'do'} not give the same bits twice",
+                f"{plural(len(moved), 'layer')} {'does' if len(moved) == 1 else 'do'} not give the same bits twice in {way.precision}",
                 highlight=False,
                 markup=False,
             )

@@ -80,7 +80,8 @@ def run(
         init_kernels: how its kernels grow where this network's are larger: upsampled, or centred in zeros.
         teacher: learn what this model answers beside the labels, on every patch; given several times, the mean of their answers. Teachers
             have the dataset's labels and the recipe's preparation; their networks may be others. Recipe key loss.taught: how much.
-        resume: go on with the run in RUN; if there is none, start it.
+        resume: go on with the run in RUN; if there is none, start it. With more training.steps than it had it goes on to these, where
+            the learning rate so far would have been the same (schedule.kind constant or plateau).
         hours: train for about so long, validations included: measured before the first step, turned into a number of steps, and kept.
         device: auto, cpu, cuda, cuda:N or mps.
         strategy: of several processes: a whole network in each (ddp, the default), or one that is shared out (fsdp).
@@ -91,8 +92,8 @@ def run(
         group_by: a regular expression that finds the person in a case's name. By default subjects.json in DATASET says who is who.
         cache: folder for the prepared cases, to be shared by runs of one dataset. By default cache in RUN.
         workers: processes that check and prepare cases; 0 works in this one. By default one a core.
-        threads: that compute on a CPU; 0 takes one a core. Of several processes of torchrun, which gives each one, what each takes. The
-            last bits of weights depend on it: resume a run with the number that it began with.
+        threads: that compute on a CPU; 0 takes one a core. Under torchrun it is for each process, by default 1. The last bits of the
+            weights depend on it: resume a run with the number that it began with.
     """
     from uxnet.cli.render import Terminal, reporting
     from uxnet.recipe import with_network, with_overrides

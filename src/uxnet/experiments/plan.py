@@ -333,7 +333,7 @@ def _patch_choice(search: _Search, found: Found) -> Choice:
     size = "the whole of it" if whole else f"{math.prod(found.patch) / math.prod(search.median):.0%} of it, in its proportions"
     limit = "a larger one would only add air" if whole else f"more would take more than {in_gb(search.machine.memory)} of memory"
     if not whole and search.machine.on_cpu and found.gmac > 0.7 * _GMAC_A_CORE_STEP * search.machine.cores:
-        limit = f"{found.gmac:.1f} GMac are what {plural(search.machine.cores, 'core')} can train on in a few seconds"
+        limit = f"{found.gmac:.1f} GMac a step are what {plural(search.machine.cores, 'core')} can train on in a few seconds"
     if math.prod(found.patch) < 0.25 * math.prod(search.median):
         limit += "; a coarser --spacing would show it more of the patient"
     reason = (

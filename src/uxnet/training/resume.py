@@ -109,8 +109,8 @@ def _why_no_other_steps(out: Path, recipe: Recipe, number: int, steps: int) -> s
     if rates(steps) != rates(stage.training.steps):
         kind, planned = stage.schedule.kind, stage.training.steps
         return (
-            f'by schedule.kind = "{kind}" its learning rate has been falling since step {stage.schedule.warmup_steps} so as to arrive at '
-            f"step {planned}, and of a run of {steps} steps would have been another"
+            f'its learning rate (schedule.kind = "{kind}") has been falling towards step {planned} since step '
+            f"{stage.schedule.warmup_steps}, and would have been another in a run of {steps} steps"
         )
     return ""
 
