@@ -26,10 +26,10 @@ from rich.table import Table
 
 from uxnet.dataset.manifest import read_dataset
 from uxnet.io import read_geometry
-from uxnet.model import read_model
+from uxnet.io.records import read_records
+from uxnet.model.file import read_model
+from uxnet.planning.memory import predicted_memory
 from uxnet.recipe import load_recipe
-from uxnet.records import read_records
-from uxnet.training.memory import predicted_memory
 
 # The folders are those of the tests.
 sys.path += [str(Path(__file__).parents[1] / "tests" / name) for name in ("dataset", "support")]

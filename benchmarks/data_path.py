@@ -32,7 +32,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from uxnet.augment import augment
 from uxnet.dataset.cache import CachedCase, build_cache, open_case
 from uxnet.dataset.manifest import Case, read_dataset
 from uxnet.dataset.patches import read_batch, read_patch, what_is_shown
@@ -42,6 +41,7 @@ from uxnet.io import write_image, write_labels
 from uxnet.labels import Label, Labels
 from uxnet.machine import reset_peak, take_peak
 from uxnet.recipe import Stage, load_recipe
+from uxnet.training.augment import augment
 from uxnet.volume import Volume
 
 MONAI = ("MONAI, in this process", "MONAI, 2 processes")

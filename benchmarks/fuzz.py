@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fuzz_targets import PARTS
 
+from uxnet.cohort.unit import reset_peak
 from uxnet.errors import UxnetError
-from uxnet.inference.unit import reset_peak
 
 SECONDS = 1.0
 MEGABYTES = 512

@@ -100,7 +100,7 @@ def _label_map(path: Path, shape: tuple[int, int, int] = (10, 11, 12)) -> None:
 def _write_model(path: Path) -> None:
     import torch
 
-    from uxnet.model import write_model
+    from uxnet.model.file import write_model
     from uxnet.networks.build import build
 
     torch.manual_seed(0)
@@ -157,7 +157,7 @@ def models(folder: Path) -> list[Target]:
 
     def read(work: Path) -> None:
         from uxnet.inference.segmenter import load_model
-        from uxnet.model import cases_seen, read_model, seen_by, variants
+        from uxnet.model.file import cases_seen, read_model, seen_by, variants
 
         model = read_model(work / "model.uxnet")
         variants(model)
@@ -231,15 +231,15 @@ def _dataset(root: Path) -> Path:
 
 
 def _of_datasets(folder: Path, data: Path) -> list[Target]:
+    from uxnet.cohort.scans import find_scans
+    from uxnet.crossval.summary import folds_of
     from uxnet.dataset.folds import make_split, read_split, write_split
     from uxnet.dataset.manifest import read_dataset
-    from uxnet.dataset.merging import choose_merge, merge_from_file
-    from uxnet.dataset.phantoms import _claim as claim_phantoms
-    from uxnet.dataset.phantoms import _description
-    from uxnet.dataset.synthesis_folder import _claim as claim_synthetic
-    from uxnet.dataset.synthesis_folder import find_label_maps
-    from uxnet.experiments.crossval_summary import folds_of
-    from uxnet.inference.scans import find_scans
+    from uxnet.demo.phantoms import _claim as claim_phantoms
+    from uxnet.demo.phantoms import _description
+    from uxnet.synthesis.folder import _claim as claim_synthetic
+    from uxnet.synthesis.folder import find_label_maps
+    from uxnet.synthesis.merging import choose_merge, merge_from_file
 
     manifest = read_dataset(data)
     plain = folder / "plain"
@@ -316,14 +316,14 @@ def _record(name: str, fold: int, cases: Sequence[str], dice: float) -> dict:
 
 
 def _of_scores(folder: Path) -> list[Target]:
+    from uxnet.crossval.best_fold import model_to_begin_with
+    from uxnet.crossval.summary import write_summary
     from uxnet.evaluation import evaluate_pairs
     from uxnet.evaluation.compare import compare
     from uxnet.evaluation.compare_text import to_dict, to_markdown
     from uxnet.evaluation.evaluate import write_evaluation
     from uxnet.evaluation.scores import read_scores
-    from uxnet.experiments.best_fold import model_to_begin_with
-    from uxnet.experiments.crossval_summary import write_summary
-    from uxnet.experiments.reproduce_records import read_trials, settings_text, stars
+    from uxnet.paper.records import read_trials, settings_text, stars
 
     cv = folder / "cv"
     for name, dice in (("uxnet", 0.8), ("unet", 0.7)):
@@ -370,9 +370,9 @@ def _of_scores(folder: Path) -> list[Target]:
 
 
 def _of_predictions(folder: Path, data: Path) -> list[Target]:
+    from uxnet.cohort.run import predict
+    from uxnet.cohort.scans import find_scans
     from uxnet.evaluation.evaluate import evaluate_files
-    from uxnet.inference.cohort import predict
-    from uxnet.inference.scans import find_scans
     from uxnet.inference.segmenter import load_model, load_segmenter
 
     segmenter = load_model(folder / "model.uxnet", engine="torch", device="cpu", precision="float32", threads=1)
@@ -404,17 +404,17 @@ def _of_predictions(folder: Path, data: Path) -> list[Target]:
 
 
 def _of_runs(folder: Path, data: Path) -> list[Target]:
+    from uxnet.crossval.unit import _peaks, curve, seconds_a_step
     from uxnet.dataset.check import check_dataset
     from uxnet.dataset.manifest import read_dataset
-    from uxnet.experiments.crossval_unit import _peaks, curve, seconds_a_step
-    from uxnet.experiments.reproduce_setup import overview_table
+    from uxnet.io.records import append_record, keep_records, read_records
     from uxnet.io.schemas import MetricsLine, WarningLine
-    from uxnet.records import append_record, keep_records, read_records
+    from uxnet.paper.setup import overview_table
     from uxnet.training.budget import within_budget
     from uxnet.training.content import refuse_changed_cases
     from uxnet.training.loop import RunFiles
+    from uxnet.training.progress import draw_curves
     from uxnet.training.run import _refuse_another_beginning
-    from uxnet.training.showing import draw_curves
     from uxnet.training.watch import never_found, stalled_message, summary_rows
 
     run = folder / "run"

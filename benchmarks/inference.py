@@ -41,7 +41,7 @@ def write_model_file(path: Path, classes: int) -> None:
     from fingerprints import seeded_weight
 
     from uxnet.labels import Label, Labels
-    from uxnet.model import write_model
+    from uxnet.model.file import write_model
     from uxnet.networks.build import build
     from uxnet.recipe import recipe_from_dict
 
@@ -110,8 +110,8 @@ def serve(who: str, model: Path, scan: Path, threads: int, cache: Path, pipe) ->
 
 def middle_window(model: Path, scan: Path):
     from uxnet.io import read_image
-    from uxnet.model import read_model
-    from uxnet.prepare import prepare
+    from uxnet.model.file import read_model
+    from uxnet.prepare.way_out import prepare
 
     image, _ = prepare(read_image(scan), read_model(model).recipe.stages[0].prepare)
     start = [max(0, (n - PATCH) // 2) for n in image.shape[1:]]
@@ -122,7 +122,7 @@ def middle_window(model: Path, scan: Path):
 
 def our_path(who: str, model: Path, scan: Path, threads: int, cache: Path):
     from uxnet.events import Spent
-    from uxnet.inference.precision import Cautious
+    from uxnet.inference.engines.precision import Cautious
     from uxnet.inference.segmenter import load_segmenter
     from uxnet.inference.settings import Settings
     from uxnet.io import write_labels
@@ -164,8 +164,8 @@ def monai_path(model: Path, scan: Path):
     import torch
     from monai.inferers import sliding_window_inference
 
-    from uxnet.inference.engine_torch import trained_network
-    from uxnet.model import read_model
+    from uxnet.inference.engines.torch import trained_network
+    from uxnet.model.file import read_model
 
     network = trained_network(read_model(model), 0).eval()
     image, middle = middle_window(model, scan)

@@ -46,7 +46,7 @@ def write_model_file(path: Path, classes: int, patch: int, spacing: list[float])
     import torch
 
     from uxnet.labels import Label, Labels
-    from uxnet.model import write_model
+    from uxnet.model.file import write_model
     from uxnet.networks.build import build
     from uxnet.recipe import recipe_from_dict
 

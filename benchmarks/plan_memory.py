@@ -109,8 +109,8 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
+    from uxnet.planning.memory import predicted_memory, traced_step
     from uxnet.recipe import load_recipe
-    from uxnet.training.memory import predicted_memory, traced_step
 
     cases = {name: case for name, case in usual().items() if given.only is None or name.startswith(tuple(given.only))}
     for text in given.recipe:

@@ -41,11 +41,12 @@ from training_step import torchs_kernels
 
 from uxnet.dataset.cache import CachedCase, build_cache, open_case
 from uxnet.dataset.manifest import Manifest, read_dataset
+from uxnet.io.records import read_records
 from uxnet.machine import reset_peak, take_peak
-from uxnet.networks import blocks, kernels_cpu
+from uxnet.networks import blocks
 from uxnet.networks.build import build
+from uxnet.networks.cpu import kernels as kernels_cpu
 from uxnet.recipe import Stage, load_recipe
-from uxnet.records import read_records
 from uxnet.training.engine import TrainingEngine
 from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss

@@ -21,7 +21,8 @@ from rich.table import Table
 from torch import nn
 
 from uxnet.devices import cpu_computes_bfloat16
-from uxnet.networks import blocks, kernels_cpu
+from uxnet.networks import blocks
+from uxnet.networks.cpu import kernels as kernels_cpu
 from uxnet.networks.uxnet import UXNet
 from uxnet.recipe import load_recipe
 

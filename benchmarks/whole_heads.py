@@ -17,9 +17,9 @@ import numpy as np
 from scipy import ndimage
 
 from uxnet.geometry import Geometry
-from uxnet.inference.located import LocatedSegmenter, load_located
+from uxnet.inference.localise import LocatedSegmenter, load_located
 from uxnet.inference.settings import Located, Settings
-from uxnet.shipped import choose, model_file
+from uxnet.model.catalogue import choose, model_file
 from uxnet.volume import Volume
 
 ASEG = {"left": 17, "right": 53}

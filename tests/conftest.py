@@ -91,7 +91,7 @@ def tiny_model(tmp_path_factory, tiny_recipe):
     import torch
 
     from uxnet.labels import Label, Labels
-    from uxnet.model import write_model
+    from uxnet.model.file import write_model
     from uxnet.networks.build import build
 
     folder = tmp_path_factory.mktemp("models")

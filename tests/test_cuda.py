@@ -6,23 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from uxnet.augment import augment
 from uxnet.dataset.cache import CachedCase
 from uxnet.dataset.manifest import read_dataset
 from uxnet.errors import DeviceError, Preempted, TrainingError
 from uxnet.evaluation.metrics import case_metrics
 from uxnet.events import Note
-from uxnet.inference.engine_torch import TorchEngine
+from uxnet.inference.engines.torch import TorchEngine
 from uxnet.inference.segmenter import load_model
 from uxnet.io import read_labels
+from uxnet.io.records import read_records
 from uxnet.labels import Label, Labels
 from uxnet.networks.build import NETWORKS, build
+from uxnet.planning.memory import predicted_memory
 from uxnet.recipe import Augmentation, Loss, Network, Sampling, with_overrides
-from uxnet.records import read_records
+from uxnet.training.augment import augment
 from uxnet.training.engine import TrainingEngine
 from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss
-from uxnet.training.memory import predicted_memory
 from uxnet.training.run import train
 from uxnet.training.validate import Validation
 

@@ -153,7 +153,7 @@ def test_the_test_sees_what_it_should(tmp_path):
         ("torch.nn", 1, False),
         ("uxnet.io", 2, False),
         ("uxnet.cli", 3, False),
-        ("uxnet.model", 4, False),
+        ("uxnet.model.file", 4, False),
         ("uxnet.training.run", 6, True),
         ("uxnet.cli.?", 7, True),
     ]

@@ -7,7 +7,7 @@
     uxnet.write_labels("labels.nii.gz", labels)
 
 What is named here is the public surface; everything is imported when it is first asked for, so that `import uxnet` is quick. No name
-here may be that of a module (`uxnet.prepare`): once imported, the module would stand in its place.
+here may be that of a module (`uxnet.prepare.way_out`): once imported, the module would stand in its place.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from uxnet.cli.main import VERBS, program
 from uxnet.cli.render import duration, reporting, shown
 from uxnet.errors import Cancelled, printable
 from uxnet.events import Note, Progress, Warn
-from uxnet.model import read_model, read_weights, write_model
+from uxnet.model.file import read_model, read_weights, write_model
 
 HOSTILE = "\x1b]0;title\x07\x9b31m\u202eé\r"
 SHOWN = r"\u001b]0;title\u0007\u009b31m\u202eé\r"
@@ -133,7 +133,7 @@ def test_an_interruption(capsys, monkeypatch, tiny_model, how):
     def interrupted(*_):
         raise how
 
-    monkeypatch.setattr("uxnet.model.read_model", interrupted)
+    monkeypatch.setattr("uxnet.model.file.read_model", interrupted)
     assert run("info", tiny_model()) == 130
     assert capsys.readouterr().err == "uxnet info: interrupted\n"
 

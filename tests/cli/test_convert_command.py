@@ -7,7 +7,7 @@ import torch
 from monai.networks.nets import SegResNet
 
 from uxnet.cli.main import main
-from uxnet.model import read_model
+from uxnet.model.file import read_model
 
 
 def run(*arguments):

@@ -7,7 +7,7 @@ import torch
 from commands import run
 from torch import nn
 
-from uxnet.inference import engine_torch
+from uxnet.inference.engines import torch as engine_torch
 from uxnet.networks.build import NETWORKS
 
 

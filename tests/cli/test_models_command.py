@@ -11,7 +11,7 @@ from commands import run, scan
 from made_cards import fill
 from made_heads import WHOLE, cropper, finder, head, reference
 
-from uxnet.inference.located import LocatedSegmenter
+from uxnet.inference.localise import LocatedSegmenter
 from uxnet.io import read_labels, write_image
 
 
@@ -127,7 +127,7 @@ def heads(tmp_path, monkeypatch, tiny_model):
         loaded.append((models, settings))
         return LocatedSegmenter(finder(), cropper(), settings.located.whole)
 
-    monkeypatch.setattr("uxnet.inference.cohort.load_located", load)
+    monkeypatch.setattr("uxnet.cohort.run.load_located", load)
     return loaded
 
 

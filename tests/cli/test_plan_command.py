@@ -11,7 +11,7 @@ import pytest
 from uxnet.cli.main import main
 from uxnet.dataset.check import check_dataset
 from uxnet.dataset.manifest import read_dataset
-from uxnet.experiments.plan import RUNTIME, Machine, plan_recipe
+from uxnet.planning.recipe_for import RUNTIME, Machine, plan_recipe
 from uxnet.recipe import load_recipe, recipe_to_dict
 
 PLENTY = 64_000_000_000
@@ -143,8 +143,8 @@ def test_options(coarse_dataset):
     ],
 )
 def test_the_reason_for_the_steps_is_what_decided(coarse_dataset, monkeypatch, passes, hours, steps, reason):
-    monkeypatch.setattr("uxnet.experiments.plan._PASSES", passes)
-    monkeypatch.setattr("uxnet.experiments.plan._CPU_HOURS", hours)
+    monkeypatch.setattr("uxnet.planning.recipe_for._PASSES", passes)
+    monkeypatch.setattr("uxnet.planning.recipe_for._CPU_HOURS", hours)
     (length,) = [choice for choice in planned(coarse_dataset).plan.choices if choice.key == "training.steps"]
     assert re.fullmatch(steps, str(length.value))
     assert re.match(reason, length.reason)
@@ -201,8 +201,8 @@ def test_errors_of_the_dataset_are_named_as_training_names_them(tmp_path, capsys
 def test_too_few_cases_for_folds_are_said_by_plan_and_refused_by_training_which_leaves_nothing(tmp_path, capsys, tiny_recipe):
     from tiny_datasets import decathlon
 
+    from uxnet.crossval.run import cross_validate
     from uxnet.errors import DatasetError
-    from uxnet.experiments.crossval import cross_validate
     from uxnet.training.run import train
 
     root = decathlon(tmp_path / "data", ["a", "b", "c"])

@@ -12,9 +12,9 @@ import pytest
 from commands import run, scan
 
 from uxnet.cli.predict import show
+from uxnet.cohort.unit import Outcome
 from uxnet.events import Progress
 from uxnet.inference.settings import Settings
-from uxnet.inference.unit import Outcome
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def asked(monkeypatch):
         calls.append({**keywords, "models": models, "scans": scans, "out": out})
         return []
 
-    monkeypatch.setattr("uxnet.inference.cohort.predict", predict)
+    monkeypatch.setattr("uxnet.cohort.run.predict", predict)
     return calls
 
 
@@ -235,7 +235,7 @@ def test_who_is_stopped_says_how_far_it_came(capsys, monkeypatch, tmp_path, tiny
         report(Progress("scans", 2, 5, {"failed": 1}))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("uxnet.inference.cohort.predict", predict)
+    monkeypatch.setattr("uxnet.cohort.run.predict", predict)
     assert run("predict", tiny_model(), scan(tmp_path / "a.nii.gz"), "-o", tmp_path / "out") == 130
     said = capsys.readouterr()
     assert f"stopped: 1 of 5 scans segmented into {tmp_path / 'out'}, 1 failed; the same command" in said.out

@@ -3,11 +3,11 @@ import pytest
 from uxnet.cli.main import main
 from uxnet.dataset.manifest import read_dataset
 from uxnet.errors import DeviceError
-from uxnet.experiments.calibration import Cases
-from uxnet.experiments.cost import Compared, Cost
-from uxnet.experiments.quantise import Quantised
 from uxnet.labels import Label, Labels
-from uxnet.model import read_model, variants, with_variants, write_model
+from uxnet.model.file import read_model, variants, with_variants, write_model
+from uxnet.quantise.calibration import Cases
+from uxnet.quantise.cost import Compared, Cost
+from uxnet.quantise.run import Quantised
 
 
 def run(*arguments):
@@ -19,7 +19,7 @@ def run(*arguments):
 
 @pytest.fixture
 def model(tmp_path, tiny_recipe):
-    from uxnet.inference.engine_torch import stage_network
+    from uxnet.inference.engines.torch import stage_network
 
     labels = Labels((Label("bright", 1), Label("dark", 2)))
     network = stage_network(tiny_recipe.stages[0], 1, labels.out_channels)
@@ -45,12 +45,12 @@ def pretended(monkeypatch, tiny_dataset):
         cases = Cases(dataset.cases[:1], dataset.cases[1:3], "validation")
         return Quantised(out, "dense", (4,), cases, cost, ((0.2, 0.1),), (4_000_000, 1_100_000))
 
-    monkeypatch.setattr("uxnet.experiments.quantise.quantise", quantise)
+    monkeypatch.setattr("uxnet.quantise.run.quantise", quantise)
     return calls
 
 
 def test_a_model_in_the_box_is_written_here(capsys, tmp_path, model, tiny_dataset, pretended, monkeypatch):
-    monkeypatch.setattr("uxnet.shipped.BOX", model.parent)
+    monkeypatch.setattr("uxnet.model.catalogue.BOX", model.parent)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert run("quantise", "tiny", "--data", tiny_dataset) == 0
@@ -129,7 +129,7 @@ def test_without_nncf_it_says_what_to_install(capsys, monkeypatch, model, tiny_d
     def missing():
         raise DeviceError("quantising needs NNCF; pip install 'uxnet[quantise]'")
 
-    monkeypatch.setattr("uxnet.experiments.quantise.quiet_nncf", missing)
+    monkeypatch.setattr("uxnet.quantise.run.quiet_nncf", missing)
     assert run("quantise", model, "--data", tiny_dataset) == 1
     assert "pip install 'uxnet[quantise]'" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ from uxnet.errors import Cancelled, DatasetError
 from uxnet.events import Note, Progress, Warn
 from uxnet.io import read_image
 from uxnet.labels import Label
-from uxnet.prepare import prepare
+from uxnet.prepare.way_out import prepare
 from uxnet.recipe import Intensity, Preparation, Sampling
 
 

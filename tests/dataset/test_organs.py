@@ -8,7 +8,7 @@ from uxnet.dataset.check import check_dataset
 from uxnet.dataset.fingerprint import CaseFacts, Fingerprint
 from uxnet.dataset.manifest import read_dataset
 from uxnet.dataset.organs import doubtful_names
-from uxnet.dataset.phantoms import write_phantoms
+from uxnet.demo.phantoms import write_phantoms
 
 # Means of adults (Geraghty et al. 2004), both sides of a kidney apart.
 ADULT = {"liver": 1500.0, "spleen": 200.0, "right kidney": 160.0, "left kidney": 165.0, "pancreas": 75.0, "left adrenal gland": 4.4}

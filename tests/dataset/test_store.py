@@ -16,12 +16,12 @@ from cached_cases import LABELS, PLAIN, file_of, image_of, make_case, opened, re
 
 from uxnet.dataset.cache import build_cache, open_case
 from uxnet.dataset.manifest import Case, read_dataset
-from uxnet.dataset.phantoms import write_phantoms
 from uxnet.dataset.store import VERSION, pack
+from uxnet.demo.phantoms import write_phantoms
 from uxnet.errors import DatasetError
 from uxnet.events import Note, Warn
 from uxnet.io import read_image
-from uxnet.prepare import prepare
+from uxnet.prepare.way_out import prepare
 from uxnet.recipe import Intensity, Preparation, load_recipe
 
 

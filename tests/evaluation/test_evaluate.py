@@ -25,7 +25,7 @@ from uxnet.events import Note, Progress, Warn
 from uxnet.geometry import Geometry
 from uxnet.io import read_labels, write_image, write_json, write_labels
 from uxnet.labels import Label, Labels
-from uxnet.model import read_model, read_weights, write_model
+from uxnet.model.file import read_model, read_weights, write_model
 from uxnet.volume import Volume
 
 SHAPE = (10, 12, 8)

@@ -9,19 +9,19 @@ from made_cards import fill
 from made_heads import CROP_LABELS, WHOLE, cropper, finder, head, reference
 
 import uxnet
+from uxnet.cohort.run import predict
+from uxnet.cohort.scans import Scan
 from uxnet.errors import ModelError, RecipeError, UsageError, VolumeError
 from uxnet.events import Warn
 from uxnet.geometry import Geometry
-from uxnet.inference.cohort import predict
 from uxnet.inference.domain import Limits, check_scan, limits_of
-from uxnet.inference.located import LocatedSegmenter, labels_of
+from uxnet.inference.localise import LocatedSegmenter, labels_of
 from uxnet.inference.region import RegionSegmenter
-from uxnet.inference.scans import Scan
 from uxnet.inference.segmenter import Segmenter
 from uxnet.inference.settings import Located, Settings
 from uxnet.io import read_labels, write_image, write_labels
-from uxnet.model import read_model, write_model
-from uxnet.shipped import Domain, model_file, read_card
+from uxnet.model.catalogue import Domain, model_file, read_card
+from uxnet.model.file import read_model, write_model
 from uxnet.volume import Volume
 
 CROPS = Domain(((16.0, 70.0), (24.0, 70.0), (30.0, 70.0)), (0.3, 3.0), (False,))
@@ -167,7 +167,7 @@ def box(tmp_path, tiny_model, monkeypatch):
     folder = tmp_path / "box"
     fill(folder, "thing", tiny_model(), whole=WHOLE, domain=CROPS)
     fill(folder, "finder", tiny_model())
-    monkeypatch.setattr("uxnet.shipped.BOX", folder)
+    monkeypatch.setattr("uxnet.model.catalogue.BOX", folder)
     monkeypatch.chdir(tmp_path)
     return folder
 

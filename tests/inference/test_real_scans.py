@@ -9,15 +9,15 @@ import pytest
 from scipy import ndimage
 
 from uxnet.events import Spent
-from uxnet.inference.located import load_located
+from uxnet.inference.localise import load_located
 from uxnet.inference.segmenter import load_segmenter
 from uxnet.inference.settings import Located, Settings
 from uxnet.io import read_image, write_labels
 from uxnet.labels import Label, Labels
-from uxnet.model import write_model
+from uxnet.model.catalogue import choose, model_file
+from uxnet.model.file import write_model
 from uxnet.networks.build import build
 from uxnet.recipe import recipe_from_dict
-from uxnet.shipped import choose, model_file
 
 
 @pytest.fixture(scope="module")

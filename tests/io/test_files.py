@@ -14,8 +14,8 @@ from uxnet.errors import CheckpointError, DatasetError, UxnetError
 from uxnet.io import alone, atomic, claimed, clear_parts, read_json, write_json
 from uxnet.io import parts as parts_module
 from uxnet.io.checked import as_kind, read_as
+from uxnet.io.records import append_record, keep_records, read_records
 from uxnet.io.schemas import Number, Whole
-from uxnet.records import append_record, keep_records, read_records
 
 TAKEN = CheckpointError("taken")
 
@@ -236,7 +236,7 @@ def test_what_is_no_text_in_a_file_name_is_read_back_as_it_was(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="other locks there")
 def test_processes_that_record_into_one_file_do_not_write_into_each_others_lines(tmp_path):
-    code = "import sys; from pathlib import Path; from uxnet.records import append_record\n"
+    code = "import sys; from pathlib import Path; from uxnet.io.records import append_record\n"
     code += "for n in range(50): append_record(Path(sys.argv[1]), {'who': sys.argv[2] * 20_000, 'n': n})"
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "x.jsonl"), who]) for who in "ab"]
     assert [process.wait() for process in both] == [0, 0]

@@ -8,9 +8,9 @@ import pytest
 from commands import scan
 
 import uxnet
+from uxnet.cohort.run import predict
+from uxnet.cohort.scans import Scan
 from uxnet.errors import InputError
-from uxnet.inference.cohort import predict
-from uxnet.inference.scans import Scan
 from uxnet.inference.stitch import stitch
 from uxnet.io import mapped_array
 from uxnet.recipe import Inference

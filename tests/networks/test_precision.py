@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from uxnet.devices import cpu_computes_bfloat16
-from uxnet.experiments.layers import Call, check_layer, layers_of
+from uxnet.doctor.layers import Call, check_layer, layers_of
 from uxnet.networks.blocks import CarefulConv3d, CarefulConvTranspose3d, CarefulGroupNorm, DenseConv3d, DepthwiseConv3d
 from uxnet.networks.build import NETWORKS, build
-from uxnet.networks.kernels_cpu import hazardous
+from uxnet.networks.cpu.kernels import hazardous
 from uxnet.recipe import load_recipe, recipe_names
 
 SETTINGS = {

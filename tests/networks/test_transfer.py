@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 
 import uxnet
+from uxnet.crossval.run import cross_validate
 from uxnet.errors import CheckpointError, ModelError, UsageError
 from uxnet.events import Warn
-from uxnet.experiments.crossval import cross_validate
-from uxnet.model import read_model, read_weights
+from uxnet.model.catalogue import model_file, recipe_of
+from uxnet.model.file import read_model, read_weights
 from uxnet.networks.build import NETWORKS, architecture, build
 from uxnet.networks.transfer import init_from, tied_to_channels
 from uxnet.recipe import Network, load_recipe, other_keys, with_overrides
-from uxnet.shipped import model_file, recipe_of
 from uxnet.training.begin import check_beginning
 from uxnet.training.run import train
 

@@ -2,11 +2,11 @@
 
 import os
 
-import uxnet.inference.unit
+import uxnet.cohort.unit
 
 
 def do_scan(desk, unit, report):
     """Does a scan, but dies over the one that is called so."""
     if unit.scan.name == "deadly":
         os._exit(9)
-    return uxnet.inference.unit.do_scan(desk, unit, report)
+    return uxnet.cohort.unit.do_scan(desk, unit, report)

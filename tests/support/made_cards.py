@@ -4,8 +4,8 @@ import shutil
 from dataclasses import replace
 
 from uxnet.io import sha256
-from uxnet.model import read_model
-from uxnet.shipped import Card, Data, Evaluation, Failure, Score, Training, write_card
+from uxnet.model.catalogue import Card, Data, Evaluation, Failure, Score, Training, write_card
+from uxnet.model.file import read_model
 
 CARD = Card(
     title="Things in noise",

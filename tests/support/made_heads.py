@@ -11,9 +11,9 @@ import numpy as np
 from uxnet.geometry import Geometry, axis_order
 from uxnet.inference.segmenter import Segmenter
 from uxnet.labels import Label, Labels
-from uxnet.model import Model
+from uxnet.model.catalogue import Whole
+from uxnet.model.file import Model
 from uxnet.recipe import Inference, Intensity, Preparation, Recipe, Sampling, Stage
-from uxnet.shipped import Whole
 from uxnet.volume import Source, Volume
 
 WHOLE = Whole(

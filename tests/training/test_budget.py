@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from uxnet.errors import CheckpointError
 from uxnet.events import Note
-from uxnet.model import read_model
+from uxnet.io.records import read_records
+from uxnet.model.file import read_model
 from uxnet.recipe import load_recipe, other_keys, with_overrides
-from uxnet.records import read_records
 from uxnet.training import budget
 from uxnet.training.budget import steps_within
 from uxnet.training.run import train

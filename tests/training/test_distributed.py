@@ -11,10 +11,10 @@ from safetensors import safe_open
 
 from uxnet.cli.main import main
 from uxnet.errors import CheckpointError, DeviceError
-from uxnet.model import read_model, read_weights
+from uxnet.io.records import read_records
+from uxnet.model.file import read_model, read_weights
 from uxnet.networks.build import build
 from uxnet.recipe import load_recipe, recipe_to_toml, with_overrides
-from uxnet.records import read_records
 from uxnet.training import engine as engine_module
 from uxnet.training.checkpoint import Progressed, State, load_checkpoint
 from uxnet.training.engine import TrainingEngine, _launched

@@ -14,18 +14,18 @@ from uxnet.errors import Cancelled, DatasetError, Preempted, RecipeError, Traini
 from uxnet.events import Note, Progress, Warn
 from uxnet.geometry import Geometry
 from uxnet.io import write_labels
+from uxnet.io.records import read_records
 from uxnet.labels import Label, Labels
 from uxnet.machine import Load
 from uxnet.networks.build import build
 from uxnet.recipe import Optimiser, Schedule
-from uxnet.records import read_records
 from uxnet.training import checkpoint, loop, pace
 from uxnet.training import validate as validate_module
 from uxnet.training.checkpoint import _load_parts
 from uxnet.training.engine import TrainingEngine
 from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss
-from uxnet.training.showing import draw_curves
+from uxnet.training.progress import draw_curves
 from uxnet.training.validate import Validation
 from uxnet.volume import Volume
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from uxnet.errors import InputError
 from uxnet.events import silent
 from uxnet.geometry import Geometry
+from uxnet.io.records import append_record
 from uxnet.labels import Label, Labels
 from uxnet.recipe import Training
-from uxnet.records import append_record
-from uxnet.training import showing
+from uxnet.training import progress as showing
 from uxnet.training.pictures import PICTURES, Shown, choose_cases, keep_slice, picture, picture_due
 from uxnet.volume import Volume
 

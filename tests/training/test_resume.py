@@ -24,8 +24,9 @@ from uxnet.dataset.manifest import read_dataset
 from uxnet.errors import Cancelled, CheckpointError, DatasetError, InputError, Preempted, RecipeError, TrainingError, UsageError
 from uxnet.events import Note, Warn
 from uxnet.io import alone
+from uxnet.io.records import read_records
 from uxnet.labels import Label, Labels
-from uxnet.model import read_model, read_weights
+from uxnet.model.file import read_model, read_weights
 from uxnet.recipe import (
     Inference,
     Loss,
@@ -39,9 +40,9 @@ from uxnet.recipe import (
     with_network,
     with_overrides,
 )
-from uxnet.records import read_records
-from uxnet.training import checkpoint, loop, resume, showing
+from uxnet.training import checkpoint, loop, resume
 from uxnet.training import identity as identity_module
+from uxnet.training import progress as showing
 from uxnet.training import run as run_module
 from uxnet.training.run import train
 from uxnet.training.validate import Validation

@@ -15,10 +15,10 @@ from uxnet.dataset.cache import CachedCase
 from uxnet.dataset.patches import draw_guided_place, read_batch
 from uxnet.errors import DatasetError, RecipeError
 from uxnet.io import read_labels
+from uxnet.io.records import read_records
 from uxnet.labels import Label, Labels, Region
-from uxnet.model import read_model, read_weights
+from uxnet.model.file import read_model, read_weights
 from uxnet.recipe import Network, Prior, Sampling, load_recipe
-from uxnet.records import read_records
 from uxnet.training import run as run_module
 from uxnet.training.run import train
 
@@ -197,8 +197,8 @@ def test_cases_without_a_prior_are_left_out_and_a_dataset_without_any_is_refused
 
 
 def test_augmentation_moves_the_mask_but_keeps_it_one():
-    from uxnet.augment import augment
     from uxnet.recipe import Augmentation
+    from uxnet.training.augment import augment
 
     settings = Augmentation(
         (20, 20, 20), 0.1, intensity_shift=0.5, intensity_scale=0.5, gamma=0.5, noise=0.5, blur=1.0, intensity_probability=1.0

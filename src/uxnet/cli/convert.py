@@ -52,9 +52,9 @@ def run(
 
     from uxnet.cli.render import Terminal, reporting
     from uxnet.convert.convert import convert
-    from uxnet.model import read_model
+    from uxnet.model.catalogue import recipe_of
+    from uxnet.model.file import read_model
     from uxnet.recipe import Recipe, with_overrides
-    from uxnet.shipped import recipe_of
 
     chosen = recipe_of(recipe)
     given = [f"network.settings.{s.removeprefix('network.settings.')}" for s in set]

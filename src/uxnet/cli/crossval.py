@@ -15,7 +15,7 @@ from uxnet.events import Event, Report
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from uxnet.experiments.crossval import Outcome
+    from uxnet.crossval.run import Outcome
 
 EXAMPLES = """examples:
   uxnet crossval Task04_Hippocampus/ --recipe hippocampus --networks uxnet,unet,swinunetr --size narrow --steps 1200 -o cv
@@ -103,10 +103,10 @@ def run(
     """
     from uxnet.cli.render import Terminal, reporting
     from uxnet.cli.train import asked_to_leave
-    from uxnet.experiments.best_fold import model_to_begin_with
-    from uxnet.experiments.crossval import Budget, cross_validate, entries_of, with_beginnings
+    from uxnet.crossval.best_fold import model_to_begin_with
+    from uxnet.crossval.run import Budget, cross_validate, entries_of, with_beginnings
+    from uxnet.model.catalogue import recipe_of
     from uxnet.recipe import with_overrides
-    from uxnet.shipped import recipe_of
 
     chosen = with_overrides(recipe_of(recipe), set)
     asked = asked_to_leave()
@@ -143,9 +143,9 @@ def show(console: Console, outcomes: Sequence[Outcome], output: Path) -> None:
 
     from uxnet.cli.compare import show as show_comparison
     from uxnet.cli.compare import table
+    from uxnet.crossval.summary import compared, cost_rows, equal_terms, incomplete
     from uxnet.errors import plural
     from uxnet.evaluation.scores import read_scores, record_files
-    from uxnet.experiments.crossval_summary import compared, cost_rows, equal_terms, incomplete
 
     if record_files(output / "records"):
         scores = read_scores([output])

@@ -50,7 +50,7 @@ def run(
     chosen = with_overrides(load_recipe(recipe or "phantom"), set)
     console = Terminal(stderr=True)
     with reporting(console) as report:
-        from uxnet.experiments.demo import run_demo
+        from uxnet.demo.run import run_demo
         from uxnet.machine import usable_cores
 
         demo = run_demo(output, data=data, recipe=chosen, device=device, workers=usable_cores(), report=report)

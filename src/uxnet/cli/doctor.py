@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from uxnet.experiments.doctor import Examined, Way
+    from uxnet.doctor.examine import Examined, Way
     from uxnet.recipe import Recipe
 
 EXAMPLES = """examples:
@@ -74,8 +74,8 @@ def run(
         raise UsageError("give at least one channel, class and round, and no negative number of threads")
     recipes, console = _recipes(recipe, network, set), Terminal()
     with Terminal(stderr=True).status("loading torch"):
-        from uxnet.experiments.doctor import examine, machine
-        from uxnet.inference.engine_torch import set_threads, stage_network
+        from uxnet.doctor.examine import examine, machine
+        from uxnet.inference.engines.torch import set_threads, stage_network
         from uxnet.machine import usable_cores
     set_threads(threads or usable_cores())
     facts = machine(device)

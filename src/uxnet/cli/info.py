@@ -37,8 +37,8 @@ def run(
 
     from uxnet.cli.render import Terminal
     from uxnet.errors import printable
-    from uxnet.model import read_model, read_variant, read_weights, variants
-    from uxnet.shipped import resolve
+    from uxnet.model.catalogue import resolve
+    from uxnet.model.file import read_model, read_variant, read_weights, variants
 
     described = read_model(resolve(model, box))
     for stage in range(len(described.recipe.stages)):

@@ -11,7 +11,7 @@ import tyro
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from uxnet.shipped import Card, Domain
+    from uxnet.model.catalogue import Card, Domain
 
 EXAMPLES = """examples:
   uxnet models
@@ -54,14 +54,14 @@ def run(
 
     from uxnet.cli.render import Terminal
     from uxnet.errors import UsageError, printable
+    from uxnet.model.catalogue import in_the_box, names, no_such, read_card
     from uxnet.recipe import to_plain
-    from uxnet.shipped import in_the_box, names, no_such, read_card
 
     console = Terminal()
     if make or records or facts or output:
         if not (name and make and records and facts and output):
             raise UsageError("to make a card, give a name, --make MODEL, --records, --facts and --output")
-        from uxnet.experiments.card import make_card
+        from uxnet.model.card import make_card
 
         card = make_card(name, make, records, facts, output, half=half)
         console.print(f"written: {output / name}.uxnet and {output / name}.toml", soft_wrap=True, highlight=False)
@@ -87,7 +87,7 @@ def run(
 def _cards(box: Path | None) -> tuple[dict[str, Card], list[str]]:
     """Of every model in the box that has one; and what is wrong with the others."""
     from uxnet.errors import ModelError
-    from uxnet.shipped import names, read_card
+    from uxnet.model.catalogue import names, read_card
 
     cards, broken = {}, []
     for name in names(box):
@@ -99,7 +99,7 @@ def _cards(box: Path | None) -> tuple[dict[str, Card], list[str]]:
 
 
 def _bytes(name: str, box: Path | None) -> int:
-    from uxnet.shipped import model_file
+    from uxnet.model.catalogue import model_file
 
     return model_file(name, box).stat().st_size
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from uxnet.networks.survey import Row
+    from uxnet.paper.networks import Row
 
 EXAMPLES = """examples:
   uxnet networks
@@ -54,7 +54,7 @@ def run(
     import json as json_module
 
     from uxnet.cli.render import Terminal
-    from uxnet.networks import survey
+    from uxnet.paper import networks as survey
 
     count, usual = (survey.ablations, survey.TABLE_3_CLASSES) if ablations else (survey.survey, survey.TABLE_1_CLASSES)
     rows = count(usual if classes is None else classes, in_channels, patch, size)

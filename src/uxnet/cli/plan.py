@@ -12,7 +12,7 @@ import tyro
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from uxnet.experiments.plan import Machine, Planned
+    from uxnet.planning.recipe_for import Machine, Planned
 
 EXAMPLES = """examples:
   uxnet plan Task04_Hippocampus/ -o hippocampus.toml
@@ -93,7 +93,7 @@ def run(
         if few := too_few(manifest):
             report(Warn(few))
         with console.status("loading torch"):
-            from uxnet.experiments.plan import plan_recipe, this_machine
+            from uxnet.planning.recipe_for import plan_recipe, this_machine
 
             machine = this_machine(device, limit)
         planned = plan_recipe(

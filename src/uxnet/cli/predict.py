@@ -12,12 +12,12 @@ import tyro
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from uxnet.cohort.scans import Scan
+    from uxnet.cohort.unit import Outcome
     from uxnet.events import Event, Progress, Report
-    from uxnet.inference.scans import Scan
     from uxnet.inference.settings import Located, Mirror
-    from uxnet.inference.unit import Outcome
-    from uxnet.model import Model
-    from uxnet.shipped import Chosen
+    from uxnet.model.catalogue import Chosen
+    from uxnet.model.file import Model
 
 EXAMPLES = """examples:
   uxnet predict hippocampus heads/ -o out/                     a model in the box (uxnet models): whole heads, or crops
@@ -112,13 +112,13 @@ def run(
     """
     from uxnet.cli.fold import cases_of_fold
     from uxnet.cli.render import Terminal, reporting
+    from uxnet.cohort.run import find_scans, predict, read_models
+    from uxnet.cohort.scans import unread_images
     from uxnet.errors import Cancelled, UsageError
     from uxnet.events import Progress
-    from uxnet.inference.cohort import find_scans, predict, read_models
     from uxnet.inference.memory import parse_size
-    from uxnet.inference.scans import unread_images
     from uxnet.inference.settings import Settings
-    from uxnet.shipped import choose
+    from uxnet.model.catalogue import choose
 
     chosen = choose(paths, box)
     models = list(chosen.models)
@@ -251,10 +251,10 @@ def _print_table(console: Console, outcomes: Sequence[Outcome]) -> None:
 
 def _of_cases(inputs: Sequence[Path], channels: int, cases: Sequence[str], report: Report) -> list[Scan]:
     """The scans of these cases, among those of files, folders, manifests and datasets."""
+    from uxnet.cohort.run import Scan, find_scans
     from uxnet.dataset.manifest import read_dataset
     from uxnet.errors import InputError, UsageError, plural, shortened
     from uxnet.events import Note
-    from uxnet.inference.cohort import Scan, find_scans
     from uxnet.io import images_in
 
     datasets = [path for path in inputs if path.is_dir() and not images_in(path).read]
@@ -274,9 +274,9 @@ def _of_cases(inputs: Sequence[Path], channels: int, cases: Sequence[str], repor
 def _located(chosen: Chosen, scans: Sequence[Scan], region: str) -> Located | None:
     """How the scans' structures are found first, if the scans are whole ones."""
     from uxnet.errors import UsageError
-    from uxnet.inference.located import are_whole
+    from uxnet.inference.localise import are_whole
     from uxnet.inference.settings import Located
-    from uxnet.shipped import in_the_box, model_file
+    from uxnet.model.catalogue import in_the_box, model_file
 
     if chosen.whole is None:
         if region == "head":
@@ -289,7 +289,7 @@ def _located(chosen: Chosen, scans: Sequence[Scan], region: str) -> Located | No
 
 def _say_what_is_taken(chosen: Chosen, scans: Sequence[Scan], located: Located | None, box: Path | None, report: Report) -> None:
     from uxnet.events import Note
-    from uxnet.shipped import names
+    from uxnet.model.catalogue import names
 
     for path in chosen.models:
         if path.parent.resolve() == chosen.box.resolve():

@@ -11,7 +11,7 @@ import tyro
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from uxnet.experiments.quantise import Quantised
+    from uxnet.quantise.run import Quantised
 
 EXAMPLES = """examples:
   uxnet quantise runs/hippocampus/model.uxnet --data Task04_Hippocampus/
@@ -62,8 +62,8 @@ def run(
     from uxnet.cli.render import Terminal, reporting
     from uxnet.dataset.manifest import read_dataset
     from uxnet.errors import InputError
-    from uxnet.experiments.quantise import quantise
-    from uxnet.shipped import resolve
+    from uxnet.model.catalogue import resolve
+    from uxnet.quantise.run import quantise
 
     out = output or model.with_name(f"{model.name.removesuffix('.uxnet')}.int8.uxnet")
     if out.exists() and not overwrite:

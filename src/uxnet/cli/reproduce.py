@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from uxnet.experiments.reproduce_text import PaperTable, Section
+    from uxnet.paper.text import PaperTable, Section
 
 EXAMPLES = """examples:
   uxnet reproduce table1 --feta cv_feta/ --flare cv_flare/ -o paper/
@@ -89,7 +89,7 @@ def run(
     """
     from uxnet.cli.render import Terminal, reporting
     from uxnet.errors import UsageError
-    from uxnet.experiments.reproduce import paper_table, read_trials, write_table
+    from uxnet.paper.tables import paper_table, read_trials, write_table
 
     console = Terminal()
     _refuse_unused(
@@ -113,8 +113,8 @@ def run(
         raise UsageError(f"--rows {rows}: a figure shows at least 1 case")
     trials = read_trials({"": records, "FeTA2021": feta, "FLARE2021": flare, "AMOS2022": amos})
     if what == "figure3" or what == "figure4" or what == "transfer":
-        from uxnet.experiments.reproduce import curve_figure, slice_figure, transfer_figure
-        from uxnet.experiments.reproduce_figures import figure_notes
+        from uxnet.paper.figures import figure_notes
+        from uxnet.paper.tables import curve_figure, slice_figure, transfer_figure
 
         if output is None:
             raise UsageError(f"{what}: say by -o which folder gets {what}.png and {what}.svg")

@@ -60,9 +60,9 @@ def run(
     from rich.markup import escape
 
     from uxnet.cli.render import Terminal, reporting
-    from uxnet.dataset.synthesis import synthesis_from_words
-    from uxnet.dataset.synthesis_folder import synthesise
     from uxnet.machine import usable_cores
+    from uxnet.synthesis.folder import synthesise
+    from uxnet.synthesis.images import synthesis_from_words
 
     with reporting(Terminal(stderr=True)) as report:
         made = synthesise(

@@ -96,8 +96,8 @@ def run(
             weights depend on it: resume a run with the number that it began with.
     """
     from uxnet.cli.render import Terminal, reporting
+    from uxnet.model.catalogue import recipe_of, resolve
     from uxnet.recipe import with_network, with_overrides
-    from uxnet.shipped import recipe_of, resolve
 
     chosen = recipe_of(recipe)
     chosen = with_overrides(with_network(chosen, network) if network else chosen, set)
@@ -105,7 +105,7 @@ def run(
         chosen = with_overrides(chosen, [f"training.hours={hours / len(chosen.stages)}"])
     console = Terminal(stderr=True)
     with console.status("loading torch"):
-        from uxnet.experiments.best_fold import model_to_begin_with
+        from uxnet.crossval.best_fold import model_to_begin_with
         from uxnet.machine import usable_cores
         from uxnet.training.engine import is_first_process
         from uxnet.training.run import train
@@ -184,9 +184,9 @@ def _print_summary(model: Path, console: Console) -> None:
 
     from uxnet.cli.render import duration
     from uxnet.errors import plural
+    from uxnet.io.records import read_records
     from uxnet.io.schemas import MetricsLine
-    from uxnet.model import read_model
-    from uxnet.records import read_records
+    from uxnet.model.file import read_model
     from uxnet.training.watch import stalled_message, summary_rows
 
     found = read_model(model)

@@ -49,7 +49,7 @@ def main(source: Path, folder: Path) -> None:
     import safetensors.torch
     import torch
 
-    from uxnet.networks.foreign import stated_monai, unwrapped
+    from uxnet.convert.foreign import stated_monai, unwrapped
 
     torch.set_num_threads(1)
     size = source.stat().st_size
@@ -133,7 +133,7 @@ def _stated_in_header(source: Path) -> str | None:
         return None
     from safetensors import safe_open
 
-    from uxnet.networks.foreign import stated_monai
+    from uxnet.convert.foreign import stated_monai
 
     with safe_open(source, framework="pt") as file:
         return stated_monai(file.metadata())

@@ -13,7 +13,7 @@ from uxnet.errors import InputError, LabelsError, ModelError, RecipeError, Uxnet
 from uxnet.events import Note, Report, Warn, silent
 from uxnet.io import read_json, read_labels_file, sha256
 from uxnet.labels import Label, Labels, Region
-from uxnet.model import write_model
+from uxnet.model.file import write_model
 from uxnet.recipe import Network, Recipe, Stage
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ def _refuse_taken(out: Path, checkpoint: Path, overwrite: bool) -> None:
 def _recognised(
     path: Path, source: Checkpoint, network: str | None, settings: Mapping[str, Any] | None, patch: tuple[int, int, int]
 ) -> tuple[Recognised, str, nn.Module]:
+    from uxnet.convert.foreign import recognised, renamed, without_prefixes
     from uxnet.networks.build import build
-    from uxnet.networks.foreign import recognised, renamed, without_prefixes
 
     try:
         weights, prefix = without_prefixes(source.weights)

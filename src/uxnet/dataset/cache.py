@@ -41,7 +41,7 @@ from uxnet.geometry import axis_order, full_box, resampled
 from uxnet.io import clear_parts, read_geometry, read_image, read_labels, sha256
 from uxnet.jobs import work
 from uxnet.labels import Labels
-from uxnet.prepare import Trail, covered, prepare, prepare_labels
+from uxnet.prepare.way_out import Trail, covered, prepare, prepare_labels
 from uxnet.recipe import Preparation
 
 __all__ = ["CachedCase", "build_cache", "open_case"]

@@ -22,10 +22,10 @@ from uxnet.dataset.manifest import Case, Manifest
 from uxnet.dataset.organs import doubtful_names
 from uxnet.errors import DatasetError, VolumeError, plural, shortened
 from uxnet.events import Event, Note, Progress, Report, Warn, silent
-from uxnet.intensity import Measured, measure, without_padding
 from uxnet.io import case_name, read_image, read_labels
 from uxnet.jobs import work
 from uxnet.labels import Labels
+from uxnet.prepare.intensity import Measured, measure, without_padding
 from uxnet.volume import Volume
 
 Severity = Literal["error", "warning"]

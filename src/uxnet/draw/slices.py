@@ -15,8 +15,8 @@ from scipy import ndimage
 
 from uxnet.errors import InputError
 from uxnet.geometry import Box, axis_order
-from uxnet.intensity import measure, without_padding
 from uxnet.labels import Labels
+from uxnet.prepare.intensity import measure, without_padding
 from uxnet.volume import Volume
 
 Plane = Literal["axial", "coronal", "sagittal"]

@@ -15,8 +15,8 @@ from uxnet.events import Report, Warn
 from uxnet.io import read_json, sha256
 from uxnet.io.checked import as_kind, read_as
 from uxnet.io.schemas import PredictedBy, PredictedModel
-from uxnet.model import cases_among, read_model, seen_by
-from uxnet.shipped import BOX
+from uxnet.model.catalogue import BOX
+from uxnet.model.file import cases_among, read_model, seen_by
 
 
 def warn_of_seen(predicted: Path, reference: Path, label_maps: Mapping[str, str], report: Report) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from uxnet.errors import VolumeError
 from uxnet.events import Report, Warn
 from uxnet.geometry import Geometry
-from uxnet.model import Model
-from uxnet.shipped import Domain, Range, card_of
+from uxnet.model.catalogue import Domain, Range, card_of
+from uxnet.model.file import Model
 from uxnet.volume import Volume
 
 _FAR = 2.0  # so many times beyond a card's limits is no scan of its model's

@@ -26,7 +26,7 @@ from uxnet.events import Kept, Note, Report, Warn
 from uxnet.inference.stitch import Keep, Room, Sweep
 from uxnet.io import read_geometry, voxel_bytes
 from uxnet.machine import free_memory, held, most_held
-from uxnet.model import Model
+from uxnet.model.file import Model
 
 _SCRATCH = 24_000_000  # bytes a thread at most; less where a piece of logits is smaller than what is in work at once
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}

@@ -13,13 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from uxnet.cohort.ledger import Making, unexplained
+from uxnet.cohort.scans import Scan
+from uxnet.cohort.unit import Unit
 from uxnet.errors import InputError, plural
 from uxnet.events import Note, Report
-from uxnet.inference.ledger import Making, unexplained
-from uxnet.inference.scans import Scan
-from uxnet.inference.unit import Unit
 from uxnet.io import claimed, clear_parts, is_nifti, lock_path, part_path, read_json, token_of
-from uxnet.records import Record
+from uxnet.io.records import Record
 
 _LONGEST_NAME = 255  # bytes, on nearly every disk
 _SECONDS_BETWEEN_LOOKS = 1.0

@@ -11,13 +11,13 @@ from typing import Literal, get_args
 from uxnet.errors import ModelError, UsageError
 from uxnet.events import Note, Report, as_warnings
 from uxnet.geometry import Geometry
-from uxnet.inference.located import LocatedSegmenter, is_whole, load_localiser, load_located, localiser_of
+from uxnet.inference.localise import LocatedSegmenter, is_whole, load_localiser, load_located, localiser_of
 from uxnet.inference.segment import Ready
 from uxnet.inference.segmenter import Segmenter, load_segmenter
 from uxnet.inference.settings import Located, Settings
 from uxnet.io import read_geometry
 from uxnet.labels import Labels
-from uxnet.shipped import card_of
+from uxnet.model.catalogue import card_of
 from uxnet.volume import Volume
 
 Region = Literal["auto", "crop", "head"]

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from uxnet.decide import background_logits, restore_logits
 from uxnet.errors import RecipeError
 from uxnet.events import Report, Spent, silent
-from uxnet.inference.prior import refine
+from uxnet.inference.cascade import refine
+from uxnet.inference.decide import background_logits, restore_logits
 from uxnet.inference.stitch import Engine, Room, Sweep, stitch
 from uxnet.labels import Labels
-from uxnet.prepare import Trail, prepare, rule_of_air
+from uxnet.prepare.way_out import Trail, prepare, rule_of_air
 from uxnet.recipe import Inference, Stage
 from uxnet.volume import Image, Volume
 

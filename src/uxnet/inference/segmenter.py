@@ -14,22 +14,22 @@ from numpy.typing import NDArray
 
 from uxnet.errors import ModelError, VolumeError
 from uxnet.events import Report, Spent, Warn, as_warnings, silent
-from uxnet.inference.average import Averaged, check_mirror, check_same
 from uxnet.inference.domain import Limits, check_scan, limits_of
-from uxnet.inference.engine import load_engines
+from uxnet.inference.engines.choose import load_engines
+from uxnet.inference.engines.precision import trusted
+from uxnet.inference.ensemble import Averaged, check_mirror, check_same
 from uxnet.inference.memory import expect_room, planner
-from uxnet.inference.precision import trusted
 from uxnet.inference.segment import Ready, make_ready, segment, with_inference
 from uxnet.inference.settings import PLAIN, Settings
 from uxnet.inference.stitch import Engine
 from uxnet.io import mapped_array, read_image, write_probabilities
 from uxnet.labels import Labels
-from uxnet.model import Model, read_model
-from uxnet.shipped import resolve
+from uxnet.model.catalogue import resolve
+from uxnet.model.file import Model, read_model
 from uxnet.volume import Volume
 
 if TYPE_CHECKING:
-    from uxnet.inference.located import LocatedSegmenter
+    from uxnet.inference.localise import LocatedSegmenter
     from uxnet.inference.region import Region, RegionSegmenter
 
 
@@ -123,7 +123,7 @@ class Segmenter:
             )
         started = time.perf_counter()
         if self.settings.largest:
-            from uxnet.inference.components import keep_largest  # and scipy with it
+            from uxnet.inference.postprocess import keep_largest  # and scipy with it
 
             keep_largest(found.array[0], self.labels, self.settings.largest)
             report(Spent("components", time.perf_counter() - started))

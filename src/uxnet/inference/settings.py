@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from uxnet.machine import usable_cores
-from uxnet.shipped import Whole
+from uxnet.model.catalogue import Whole
 
 Mirror = tuple[bool, bool, bool]
 

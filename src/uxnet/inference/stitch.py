@@ -21,10 +21,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from uxnet.decide import Piece
 from uxnet.errors import ModelError
 from uxnet.events import Progress, Report, Spent, silent
 from uxnet.geometry import Box, Shape
+from uxnet.inference.decide import Piece
 from uxnet.inference.tiles import Tiling, blend_shares, tile
 from uxnet.io import mapped_array
 from uxnet.recipe import Inference

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uxnet.networks import kernels_cpu, norms_cpu
+from uxnet.networks.cpu import kernels as kernels_cpu
+from uxnet.networks.cpu import norms as norms_cpu
 
 Triple = tuple[int, int, int]
 PerAxis = int | Sequence[int]

@@ -56,49 +56,49 @@ def _uxnet() -> Architecture:
 
 
 def _unet() -> Architecture:
-    from uxnet.networks.unet import REFERENCE_KEYS, UNet
+    from uxnet.networks.baselines.unet import REFERENCE_KEYS, UNet
 
     return Architecture(UNet, r"network\.model\.(1\.submodule\.)*(0|conv)\.", (REFERENCE_KEYS,))
 
 
 def _segresnet() -> Architecture:
-    from uxnet.networks.segresnet import REFERENCE_KEYS, SegResNet
+    from uxnet.networks.baselines.segresnet import REFERENCE_KEYS, SegResNet
 
     return Architecture(SegResNet, r"network\.(convInit|down_layers)\.", (REFERENCE_KEYS,))
 
 
 def _rapnet() -> Architecture:
-    from uxnet.networks.rapnet import REFERENCE_KEYS, RAPNet
+    from uxnet.networks.baselines.rapnet import REFERENCE_KEYS, RAPNet
 
     return Architecture(RAPNet, r"encoder\.", (REFERENCE_KEYS,))
 
 
 def _nnunet() -> Architecture:
-    from uxnet.networks.nnunet import DYNUNET_KEYS, PLAIN_CONV_KEYS, REFERENCE_KEYS, NNUNet
+    from uxnet.networks.baselines.nnunet import DYNUNET_KEYS, PLAIN_CONV_KEYS, REFERENCE_KEYS, NNUNet
 
     return Architecture(NNUNet, r"encoder\.", (REFERENCE_KEYS, PLAIN_CONV_KEYS, DYNUNET_KEYS))
 
 
 def _transbts() -> Architecture:
-    from uxnet.networks.transbts import REFERENCE_KEYS, UNTRAINED, TransBTS
+    from uxnet.networks.baselines.transbts import REFERENCE_KEYS, UNTRAINED, TransBTS
 
     return Architecture(TransBTS, r"(stem|stages|downsamplings|encoder_norm|embed|transformer)\.|positions$", (REFERENCE_KEYS,), UNTRAINED)
 
 
 def _unetr() -> Architecture:
-    from uxnet.networks.unetr import ABSENT, REFERENCE_KEYS, UNETR, UNTRAINED
+    from uxnet.networks.baselines.unetr import ABSENT, REFERENCE_KEYS, UNETR, UNTRAINED
 
     return Architecture(UNETR, r"network\.vit\.", (REFERENCE_KEYS,), UNTRAINED, ABSENT)
 
 
 def _nnformer() -> Architecture:
-    from uxnet.networks.nnformer import REFERENCE_KEYS, NNFormer
+    from uxnet.networks.baselines.nnformer import REFERENCE_KEYS, NNFormer
 
     return Architecture(NNFormer, r"(stem|stages|downsamplings|stage_norms)\.", (REFERENCE_KEYS,))
 
 
 def _swinunetr() -> Architecture:
-    from uxnet.networks.swinunetr import REFERENCE_KEYS, SwinUNETR
+    from uxnet.networks.baselines.swinunetr import REFERENCE_KEYS, SwinUNETR
 
     return Architecture(SwinUNETR, r"network\.swinViT\.", (REFERENCE_KEYS,))
 

@@ -12,9 +12,9 @@ from torch import nn
 from uxnet.dataset.manifest import Manifest
 from uxnet.errors import ModelError
 from uxnet.events import Note, Report, Warn, silent
-from uxnet.inference.engine_torch import stage_network
+from uxnet.inference.engines.torch import stage_network
 from uxnet.io import sha256
-from uxnet.model import Model, read_model, read_weights, reordered, seen_by
+from uxnet.model.file import Model, read_model, read_weights, reordered, seen_by
 from uxnet.networks.build import architecture, other_settings
 from uxnet.networks.transfer import Transfer, in_percent, init_from, tied_to_channels
 from uxnet.recipe import Network, Recipe, recipe_names

@@ -16,7 +16,7 @@ from uxnet.recipe import Recipe, recipe_to_toml
 from uxnet.recipe.identity import canonical_json
 from uxnet.training.checkpoint import same_run, weights_header
 from uxnet.training.content import content_hash
-from uxnet.training.teach import Teachers
+from uxnet.training.distil import Teachers
 
 
 def run_identity(

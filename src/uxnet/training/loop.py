@@ -16,26 +16,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from uxnet.augment import augment
 from uxnet.dataset.cache import CachedCase
 from uxnet.dataset.patches import read_batch, what_is_shown
 from uxnet.dataset.sides import lateral_axis, paired_indices
 from uxnet.errors import Preempted, TrainingError, plural
 from uxnet.events import Note, Progress, Report, Warn
+from uxnet.io.records import append_record, keep_records, sync_records
 from uxnet.io.schemas import MetricsLine
 from uxnet.labels import Labels
 from uxnet.networks.build import architecture
 from uxnet.recipe import Optimiser as OptimiserSettings
 from uxnet.recipe import Stage, Training
-from uxnet.records import append_record, keep_records, sync_records
+from uxnet.training.augment import augment
 from uxnet.training.checkpoint import Progressed, State, load_checkpoint, save_checkpoint, save_weights
+from uxnet.training.distil import Teachers
 from uxnet.training.engine import Ready, TrainingEngine, whole, why_not_compiled
 from uxnet.training.failures import SAVING, VALIDATING, plain_errors
 from uxnet.training.groups import freeze, layer_depths, parameter_groups, resting
 from uxnet.training.losses import SegmentationLoss
 from uxnet.training.pace import Clock, Crowding
 from uxnet.training.schedule import learning_rate
-from uxnet.training.teach import Teachers
 from uxnet.training.validate import Validation
 from uxnet.training.watch import lost_classes, lost_message, stalled_message, stops_early
 

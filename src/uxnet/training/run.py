@@ -19,29 +19,29 @@ from uxnet.dataset.sides import check_trained_sides
 from uxnet.devices import computing_with
 from uxnet.errors import Cancelled, CheckpointError, InputError, RecipeError, UsageError, UxnetError, plural
 from uxnet.events import Note, Progress, Report, Warn, silent
-from uxnet.inference.engine_torch import TorchEngine, stage_network
+from uxnet.inference.engines.torch import TorchEngine, stage_network
 from uxnet.inference.segment import segment
 from uxnet.io import alone, read_geometry, read_image, write_json, write_labels
 from uxnet.io.checked import read_as
 from uxnet.io.schemas import Transfer
 from uxnet.labels import Label, Labels
-from uxnet.model import read_model, warn_of_leaks
+from uxnet.model.catalogue import recipe_of
+from uxnet.model.file import read_model, warn_of_leaks
 from uxnet.recipe import Recipe, Stage
-from uxnet.shipped import recipe_of
 from uxnet.training.begin import begin_from
 from uxnet.training.board import require_tensorboard
 from uxnet.training.budget import clock, within_budget
 from uxnet.training.checkpoint import Progressed, load_weights_file, same_run, weights_header
 from uxnet.training.content import refuse_changed_cases, weights_hash
+from uxnet.training.distil import Teachers, teachers_from
 from uxnet.training.engine import Strategy, TrainingEngine
+from uxnet.training.export import Trained, hand_over
 from uxnet.training.failures import plain_errors
-from uxnet.training.handover import Trained, hand_over
 from uxnet.training.identity import run_identity, weights_of
 from uxnet.training.loop import Hooks, RunFiles, fit
 from uxnet.training.losses import SegmentationLoss
+from uxnet.training.progress import Showing
 from uxnet.training.resume import as_begun, begin_or_tidy, refuse_another_run
-from uxnet.training.showing import Showing
-from uxnet.training.teach import Teachers, teachers_from
 from uxnet.training.validate import Validation, joined, validate
 
 

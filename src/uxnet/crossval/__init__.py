@@ -1,0 +1,1 @@
+"""Several networks on the same folds, in units that can be resumed."""

@@ -1,0 +1,1 @@
+"""The demo: phantoms, a training, and a baseline that knows intensity alone."""

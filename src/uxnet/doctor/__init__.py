@@ -1,0 +1,1 @@
+"""Whether this machine computes right: every layer against float64."""

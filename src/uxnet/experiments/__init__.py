@@ -1,1 +1,0 @@
-"""Experiments: what is put together from all the other rooms. Cross-validation, baselines, the demo."""

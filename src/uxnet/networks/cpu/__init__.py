@@ -1,0 +1,1 @@
+"""Gradients and norms of our own for CPUs."""

@@ -1,0 +1,1 @@
+"""Models quantised to int8, with the Dice that it costs."""
