@@ -732,7 +732,7 @@ def test_a_scan_that_another_call_has_in_hand_comes_last_and_is_not_done_twice(s
     for n in range(3):
         scan(tmp_path / "in" / f"{n}.nii.gz", seed=n)
     scans, out, heard = find_scans([tmp_path / "in"], 1), tmp_path / "out", []
-    monkeypatch.setattr("uxnet.inference.outputs._SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr("uxnet.cohort.outputs._SECONDS_BETWEEN_LOOKS", 0.01)
     out.mkdir()
     with contextlib.ExitStack() as other:
         assert other.enter_context(claimed(lock_path(out, token_of("0"))))

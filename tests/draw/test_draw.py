@@ -7,25 +7,13 @@ from subprocess import run
 import numpy as np
 import pytest
 
-from uxnet.draw import (
-    BandPanel,
-    Row,
-    ZoomedRow,
-    bands,
-    best_slice,
-    boxes,
-    comparison_figure,
-    curves,
-    edge_letters,
-    one_slice,
-    robust_limits,
-    slice_picture,
-    zoomed_figure,
-)
+from uxnet.draw import Row, best_slice, boxes, comparison_figure, curves, edge_letters, one_slice, robust_limits, slice_picture
 from uxnet.draw.page import blank_figure, text_inch, wrapped
 from uxnet.errors import InputError
 from uxnet.geometry import Geometry, axis_order
 from uxnet.labels import Label, Labels
+from uxnet.paper.bands import BandPanel, bands
+from uxnet.paper.zoomed import ZoomedRow, zoomed_figure
 from uxnet.training import progress as showing
 from uxnet.volume import Volume
 

@@ -9,11 +9,11 @@ from grids import FEW, ORIENTATIONS
 from hypothesis import given
 from made_heads import CROP_LABELS, SIDE_LABELS, WHOLE, ByIntensity, cropper, finder, head, reference, segmenter
 
-from uxnet.cohort.scans import Scan
+from uxnet.cohort.scans import Scan, are_whole
 from uxnet.errors import InputError, ModelError, VolumeError
 from uxnet.events import Warn
 from uxnet.geometry import Box, Geometry
-from uxnet.inference.localise import LocatedSegmenter, are_whole, cut, find_sites, labels_of, load_located
+from uxnet.inference.localise import LocatedSegmenter, cut, find_sites, labels_of, load_located
 from uxnet.inference.settings import Settings
 from uxnet.labels import Label, Labels, Region
 from uxnet.volume import Volume

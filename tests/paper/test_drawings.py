@@ -5,12 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from uxnet.draw import BandPanel, Spot, ZoomedRow, banded, most_different, zoomed_figure
 from uxnet.errors import InputError
 from uxnet.geometry import Geometry, axis_order
 from uxnet.labels import Label, Labels
-from uxnet.paper import bands
-from uxnet.paper.bands import spread_out
+from uxnet.paper.bands import BandPanel, banded, bands, spread_out
+from uxnet.paper.zoomed import Spot, ZoomedRow, most_different, zoomed_figure
 from uxnet.volume import Volume
 
 LABELS = Labels((Label("one", 1), Label("two", 2)))

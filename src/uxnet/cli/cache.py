@@ -10,7 +10,7 @@ import tyro
 
 # What draws is imported where it is used, so that `--help` answers at once.
 if TYPE_CHECKING:
-    from uxnet.inference.engine_cache import CachedFile
+    from uxnet.inference.engines.cache import CachedFile
 
 EXAMPLES = """examples:
   uxnet cache
@@ -35,7 +35,7 @@ def run(
     """
     from uxnet.cli.render import Terminal
     from uxnet.errors import UsageError
-    from uxnet.inference.engine_cache import LIMIT, cached_files, clear_cache, default_cache
+    from uxnet.inference.engines.cache import LIMIT, cached_files, clear_cache, default_cache
 
     if folder is not None and not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder")
@@ -61,7 +61,7 @@ def _print_files(found: Sequence[CachedFile]) -> None:
     from rich.table import Table
 
     from uxnet.cli.render import Terminal
-    from uxnet.inference.engine_cache import KINDS, is_damaged
+    from uxnet.inference.engines.cache import KINDS, is_damaged
 
     if not found:
         return

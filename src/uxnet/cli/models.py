@@ -61,7 +61,7 @@ def run(
     if make or records or facts or output:
         if not (name and make and records and facts and output):
             raise UsageError("to make a card, give a name, --make MODEL, --records, --facts and --output")
-        from uxnet.model.card import make_card
+        from uxnet.crossval.card import make_card
 
         card = make_card(name, make, records, facts, output, half=half)
         console.print(f"written: {output / name}.uxnet and {output / name}.toml", soft_wrap=True, highlight=False)

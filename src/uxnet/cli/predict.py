@@ -273,8 +273,8 @@ def _of_cases(inputs: Sequence[Path], channels: int, cases: Sequence[str], repor
 
 def _located(chosen: Chosen, scans: Sequence[Scan], region: str) -> Located | None:
     """How the scans' structures are found first, if the scans are whole ones."""
+    from uxnet.cohort.scans import are_whole
     from uxnet.errors import UsageError
-    from uxnet.inference.localise import are_whole
     from uxnet.inference.settings import Located
     from uxnet.model.catalogue import in_the_box, model_file
 

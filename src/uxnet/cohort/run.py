@@ -14,6 +14,7 @@ from typing import Any
 
 import uxnet
 from uxnet.cohort.ledger import Making, making, read_ledger
+from uxnet.cohort.outputs import Claims, names_in, planned_units, read_if_there, refuse_losses, stale_names, table_hash
 from uxnet.cohort.scans import Scan, find_scans
 from uxnet.cohort.unit import CannotLoadError, Desk, Load, Outcome, Unit, Written, do_scan
 from uxnet.errors import InputError, ModelError
@@ -21,7 +22,6 @@ from uxnet.events import Event, Note, Progress, Report, Warn, silent
 from uxnet.inference.ensemble import Averaged, check_same
 from uxnet.inference.localise import labels_of, load_located
 from uxnet.inference.memory import in_gb
-from uxnet.inference.outputs import Claims, names_in, planned_units, read_if_there, refuse_losses, stale_names, table_hash
 from uxnet.inference.segment import with_inference
 from uxnet.inference.segmenter import Segmenter, load_segmenter
 from uxnet.inference.settings import Settings

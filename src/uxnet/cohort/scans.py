@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from uxnet.errors import InputError, UsageError, shortened
+from uxnet.errors import InputError, UsageError, VolumeError, shortened
 from uxnet.events import Note, Report, Warn, silent
-from uxnet.io import CHANNEL_NAME, case_name, images_in, unread_format, unread_message
+from uxnet.inference.domain import extent_mm
+from uxnet.inference.localise import LARGEST_MM
+from uxnet.io import CHANNEL_NAME, case_name, images_in, read_geometry, unread_format, unread_message
 from uxnet.io.checked import read_as
 from uxnet.io.schemas import ScanTable
+from uxnet.model.catalogue import Whole
 
 
 @dataclass(frozen=True)
@@ -146,3 +149,29 @@ def _wrong_channels(name: str, group: Sequence[tuple[int, Path]], channels: int)
     if len(group) > channels:
         return f"{group[-1][1]}: the scan {name} has {len(group)} channels, the model takes {channels}"
     return ""
+
+
+def are_whole(scans: Sequence[Scan], whole: Whole) -> bool:
+    """Whether scans are whole ones, by the extent that their headers give; files that cannot be read are not asked.
+
+    Raises:
+        InputError: if some are and some are not: their label maps would mean different things in one folder.
+    """
+    extents = {}
+    for scan in scans:
+        try:
+            geometry = read_geometry(scan.files[0])
+        except VolumeError:
+            continue
+        extent = extent_mm(geometry)[-1]
+        if extent < LARGEST_MM:  # a header in other units is no reason to leave the others; it fails by itself
+            extents[scan.name] = extent
+    large = [name for name, extent in extents.items() if extent > whole.largest_crop_mm]
+    small = [name for name in extents if name not in large]
+    if large and small:
+        raise InputError(
+            f"whole scans and crops in one call ({large[0]} of {extents[large[0]]:.0f} mm and {len(large) - 1} more; {small[0]} of "
+            f"{extents[small[0]]:.0f} mm and {len(small) - 1} more; up to {whole.largest_crop_mm:g} mm is a crop): their labels differ, so "
+            'segment them into different folders, or choose the region ("head" or "crop") that all of them are'
+        )
+    return bool(large)

@@ -19,7 +19,7 @@ from uxnet.recipe import Network, Recipe, Stage
 if TYPE_CHECKING:
     from torch import nn
 
-    from uxnet.networks.shapes import Recognised
+    from uxnet.convert.shapes import Recognised
 
 _TRIAL = (32, 32, 32)
 _LARGEST_TRIAL = 160**3

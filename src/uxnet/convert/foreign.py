@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uxnet.convert import own
+from uxnet.convert.shapes import Recognised, Shapes, kernel_sides, tied_patch, usual_heads, window_side
 from uxnet.errors import ModelError, RecipeError, printable, shortened
-from uxnet.networks import own
 from uxnet.networks.blocks import PerAxis
 from uxnet.networks.build import architecture, build
 from uxnet.networks.limits import TooLarge
-from uxnet.networks.shapes import Recognised, Shapes, kernel_sides, tied_patch, usual_heads, window_side
 from uxnet.networks.weights import KeyMap, rename
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "network_weights", "model", "network", "net", "weights")

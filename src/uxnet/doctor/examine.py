@@ -22,7 +22,7 @@ import uxnet
 from uxnet.doctor.layers import Call, Check, Memory, Shape, autocast, check_layer, in_memory, layers_of
 from uxnet.errors import DeviceError
 from uxnet.events import Progress, Report, silent
-from uxnet.inference.engine_cache import default_cache
+from uxnet.inference.engines.cache import default_cache
 from uxnet.inference.engines.quiet import quiet_openvino
 from uxnet.machine import free_memory
 

@@ -18,15 +18,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from uxnet.cohort.scans import Scan
-from uxnet.errors import InputError, ModelError, VolumeError
+from uxnet.errors import ModelError, VolumeError
 from uxnet.events import Event, Note, Report, Warn, as_warnings, silent
 from uxnet.geometry import AxisOrder, Box, Geometry, axis_order, full_box
 from uxnet.inference.domain import Limits, extent_mm
 from uxnet.inference.segment import Ready
 from uxnet.inference.segmenter import Segmenter, load_segmenter
 from uxnet.inference.settings import PLAIN, Located, Settings
-from uxnet.io import read_geometry
 from uxnet.labels import Label, Labels
 from uxnet.model.catalogue import Whole
 from uxnet.prepare.way_out import Trail
@@ -34,7 +32,9 @@ from uxnet.volume import Source, Volume
 
 SIDES = ("left", "right")
 _CUT_OFF = 0.1  # the share of a crop that may lie outside the scan without a word
-_LARGEST_MM = 5000.0  # nobody is that large
+LARGEST_MM = 5000.0
+"""Nobody is that large."""
+
 _UNEQUAL = 2.0  # one side so many times as large as the other is worth a look
 
 
@@ -204,35 +204,9 @@ def labels_of(labels: Labels, whole: Whole) -> Labels:
     )
 
 
-def are_whole(scans: Sequence[Scan], whole: Whole) -> bool:
-    """Whether scans are whole ones, by the extent that their headers give; files that cannot be read are not asked.
-
-    Raises:
-        InputError: if some are and some are not: their label maps would mean different things in one folder.
-    """
-    extents = {}
-    for scan in scans:
-        try:
-            geometry = read_geometry(scan.files[0])
-        except VolumeError:
-            continue
-        extent = extent_mm(geometry)[-1]
-        if extent < _LARGEST_MM:  # a header in other units is no reason to leave the others; it fails by itself
-            extents[scan.name] = extent
-    large = [name for name, extent in extents.items() if extent > whole.largest_crop_mm]
-    small = [name for name in extents if name not in large]
-    if large and small:
-        raise InputError(
-            f"whole scans and crops in one call ({large[0]} of {extents[large[0]]:.0f} mm and {len(large) - 1} more; {small[0]} of "
-            f"{extents[small[0]]:.0f} mm and {len(small) - 1} more; up to {whole.largest_crop_mm:g} mm is a crop): their labels differ, so "
-            'segment them into different folders, or choose the region ("head" or "crop") that all of them are'
-        )
-    return bool(large)
-
-
 def is_whole(geometry: Geometry, whole: Whole) -> bool:
     """Whether a scan is a whole one, by its extent."""
-    return whole.largest_crop_mm < extent_mm(geometry)[-1] < _LARGEST_MM
+    return whole.largest_crop_mm < extent_mm(geometry)[-1] < LARGEST_MM
 
 
 def on_own_grid(ready: Ready) -> Ready:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from uxnet.dataset.manifest import Manifest, read_dataset
-from uxnet.draw import BANDS, RULE, Band, BandPanel, Plane, ZoomedRow, most_different, zoomed_figure
+from uxnet.draw import Plane
 from uxnet.errors import InputError
 from uxnet.evaluation.scores import Scores
 from uxnet.evaluation.statistics import mean_of_counted
 from uxnet.io import read_image, read_labels
-from uxnet.paper import bands
+from uxnet.paper.bands import BANDS, Band, BandPanel, bands
 from uxnet.paper.records import Trial, init_of, network_of, settings_of, settings_text
+from uxnet.paper.zoomed import RULE, ZoomedRow, most_different, zoomed_figure
 from uxnet.volume import Volume
 
 Over = Literal["steps", "seconds"]

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uxnet.draw import Band, BandPanel
 from uxnet.errors import InputError
 from uxnet.evaluation.scores import COMMON
 from uxnet.evaluation.statistics import mean_of_counted
-from uxnet.paper import bands
+from uxnet.paper.bands import Band, BandPanel, bands
 from uxnet.paper.figures import KINDS, NO_RECORDS, validations
 from uxnet.paper.records import Trial
 

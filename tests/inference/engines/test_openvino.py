@@ -15,8 +15,8 @@ import torch
 from uxnet.errors import DeviceError, ModelError
 from uxnet.events import Warn
 from uxnet.geometry import Geometry
-from uxnet.inference.engine_cache import Cache
 from uxnet.inference.engines import choose as choice
+from uxnet.inference.engines.cache import Cache
 from uxnet.inference.engines.choose import load_engines
 from uxnet.inference.engines.graph import compose, to_openvino
 from uxnet.inference.engines.openvino import OpenVINOEngine, key, open_engine

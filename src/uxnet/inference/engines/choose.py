@@ -10,7 +10,7 @@ from pathlib import Path
 
 from uxnet.errors import DeviceError, ModelError
 from uxnet.events import Report, Warn, silent
-from uxnet.inference.engine_cache import Cache, cache_name, default_cache
+from uxnet.inference.engines.cache import Cache, cache_name, default_cache
 from uxnet.inference.engines.openvino import key, open_engine, this_machine
 from uxnet.inference.engines.precision import Cautious
 from uxnet.inference.engines.quiet import bfloat16_here

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uxnet.errors import DeviceError, ModelError
-from uxnet.inference.engine_cache import Cache, cache_name
+from uxnet.inference.engines.cache import Cache, cache_name
 from uxnet.inference.engines.quiet import quiet_openvino
 from uxnet.model.file import Model
 

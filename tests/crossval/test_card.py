@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from made_records import made_record, write_records
 
+from uxnet.crossval import card as making
+from uxnet.crossval.card import make_card
 from uxnet.errors import InputError
 from uxnet.evaluation.statistics import bootstrap_mean
-from uxnet.model import card as making
-from uxnet.model.card import make_card
 from uxnet.model.catalogue import read_card
 from uxnet.model.file import read_model, read_weights, variants, with_variants, write_model
 

@@ -6,7 +6,7 @@ import pytest
 from commands import run
 
 from uxnet.events import Warn
-from uxnet.inference.engine_cache import Cache, cache_name, cached_files, clear_cache, is_damaged
+from uxnet.inference.engines.cache import Cache, cache_name, cached_files, clear_cache, is_damaged
 
 BLOB = b"x" * 968  # with its digest 1,000 bytes
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from uxnet.convert.shapes import Recognised, Shapes, kernel_sides, tied_patch, usual_heads, window_side
 from uxnet.errors import ModelError
-from uxnet.networks.shapes import Recognised, Shapes, kernel_sides, tied_patch, usual_heads, window_side
 
 _DEEPEST = 40  # levels: more than 2^40 voxels along a side
 
