@@ -483,11 +483,9 @@ def _of_caches(folder: Path, data: Path) -> list[Target]:
     (stage,) = recipe_from_dict({"name": "tiny", "stages": [STAGE]}).stages
     cases = manifest.cases[:1]
     build_cache(cases, stage.prepare, manifest.labels, folder / "cache")
-    return [
-        _json_target(
-            folder / "cache", "c0.json", lambda work: build_cache(cases, stage.prepare, manifest.labels, work, workers=0), "cache/NAME.json"
-        )
-    ]
+    (described,) = (folder / "cache").glob("c0.*.json")
+    build = functools.partial(build_cache, cases, stage.prepare, manifest.labels, workers=0)
+    return [_json_target(folder / "cache", described.name, build, "cache/NAME.KEY.json")]
 
 
 PARTS: dict[str, Callable[[Path], list[Target]]] = {"nifti": nifti, "models": models, "recipes": recipes, "json": jsons}

@@ -102,7 +102,7 @@ def test_other_patches_classes_and_channels(capsys):
 
 def test_the_largest_patch_still_fits_the_screen(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    assert run("--patch", 4096, 4096, 4096) == 0
+    assert run("--patch", 1024, 1024, 1024) == 0
     out = capsys.readouterr().out
     assert "…" not in out
     assert max(map(len, out.splitlines())) <= 80

@@ -188,7 +188,7 @@ def test_every_entrance_refuses_a_head_given_for_a_crop(box, tmp_path, name, cap
     (failed,) = predict([box / "thing.uxnet"], [Scan("head", (tmp_path / "head.nii.gz",))], tmp_path / "out")
     assert words in failed.error
     assert run("predict", name, tmp_path / "head.nii.gz", "-o", tmp_path / "out", "--region", "crop", "--device", "cpu") == 1
-    assert "not segmented: it is of 198 x 200 x 200 mm" in capsys.readouterr().out
+    assert "not segmented: it is of 198 x 200 x 200 mm" in capsys.readouterr().err
 
 
 def test_warnings_reach_whoever_gives_no_report(box):

@@ -105,7 +105,7 @@ def test_every_network_is_told_without_its_memory(name):
 
 
 def test_a_patch_that_no_machine_could_hold():
-    assert predicted_memory(stage(patch=(2048, 2048, 2048), settings={}), 1, 5) > 1e13
+    assert predicted_memory(stage(patch=(1024, 1024, 1024), settings={}), 1, 5) > 1e12
 
 
 def test_time_goes_with_the_arithmetic(monkeypatch):
@@ -113,7 +113,7 @@ def test_time_goes_with_the_arithmetic(monkeypatch):
     monkeypatch.setattr(memory, "_LEAST", 2)
     one = step_seconds(stage(batch=1), 1, 3).seconds
     assert 0 < one < 60
-    assert step_seconds(stage((2048, 2048, 1024), batch=1), 1, 3).seconds > 100 * one
+    assert step_seconds(stage((1024, 1024, 1024), batch=1), 1, 3).seconds > 100 * one
 
 
 def test_of_several_measurements_the_fastest_counts(monkeypatch):
