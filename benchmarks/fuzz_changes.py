@@ -74,7 +74,7 @@ def changed_nifti(rng: random.Random, blob: bytes) -> bytes:
         struct.pack_into(f"<{kind}", out, offset + size * rng.randrange(count), rng.choice(_EXTREMES[kind]))
     if rng.random() < 0.15:
         del out[rng.randrange(len(out)) :]
-    if rng.random() < 0.1:
+    if rng.random() < 0.1 and len(out) > 352:
         return _bomb(rng, out)
     if rng.random() < 0.2:
         out[348:352] = b"\1\0\0\0"
