@@ -1,6 +1,6 @@
 """Whether this machine trains right, and in which precision it trains fastest.
 
-Each layer of a network is held against float64 (`experiments/layers.py`), and whole training steps are timed, in every precision that the
+Each layer of a network is held against float64 (`doctor/layers.py`), and whole training steps are timed, in every precision that the
 device computes in and both memory layouts. What training would choose is then right or wrong, and the fastest or not.
 """
 
