@@ -12,7 +12,7 @@ from commands import run, scan
 
 import uxnet
 from uxnet.cli import main as program_module
-from uxnet.cli.main import VERBS, program
+from uxnet.cli.main import VERBS, in_flags, program
 from uxnet.cli.render import duration, reporting, shown
 from uxnet.errors import Cancelled, printable
 from uxnet.events import Note, Progress, Warn
@@ -293,3 +293,17 @@ def test_nothing_out_of_a_file_steers_the_terminal(capsys, tmp_path, tiny_model)
     said = capsys.readouterr()
     assert not {"\x1b", "\x07", "\x9b", "\u202e", "\r"} & set(said.out + said.err)
     assert r"\u001b" in said.out
+
+
+@pytest.mark.parametrize(
+    ("library", "here"),
+    [
+        ("go on with resume=True, or wait", "go on with --resume, or wait"),
+        ("with its weights (init_from)", "with its weights (--init-from)"),
+        ("give device=cuda and threads=2", "give --device cuda and --threads 2"),
+        ("add group_by='(a_.)', then", "add --group-by '(a_.)', then"),
+        ("training.steps=5, runs/init_from/x", "training.steps=5, runs/init_from/x"),
+    ],
+)
+def test_what_the_library_calls_an_argument_is_a_flag_here(library, here):
+    assert in_flags(library) == here

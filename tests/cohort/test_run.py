@@ -275,7 +275,7 @@ def test_nothing_is_overwritten_unasked(segmenter, tmp_path):
     output.parent.mkdir()
     output.write_bytes(b"precious")
     scans = find_scans([path, scan(tmp_path / "in" / "b.nii.gz")], 1)
-    with pytest.raises(InputError, match=r"a\.nii\.gz: exists already.*--overwrite"):
+    with pytest.raises(InputError, match=r"a\.nii\.gz: exists already.*overwrite=True"):
         predict(segmenter, scans, tmp_path / "out")
     assert output.read_bytes() == b"precious"
     assert not (tmp_path / "out" / "b.nii.gz").exists()  # refused before anything was computed
@@ -615,7 +615,7 @@ def test_another_model_or_setting_is_refused_before_anything_is_done(tiny_model,
     settings = replace(PLAIN, **{key: value for key, value in change.items() if key != "model"})
     scan(folder / "3.nii.gz", seed=3)
     before = written(out)
-    with pytest.raises(InputError, match=rf"0\.nii\.gz: exists already, and it was made with .*{words}.*3 such outputs.*--overwrite"):
+    with pytest.raises(InputError, match=rf"0\.nii\.gz: exists already, and it was made with .*{words}.*3 such outputs.*overwrite=True"):
         predict([model], find_scans([folder], 1), out, settings=settings, workers=0)
     assert written(out) == before
     # Of these only the number of threads can change a voxel now and then: it is told.

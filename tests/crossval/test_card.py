@@ -106,7 +106,7 @@ def test_half_the_bytes(tmp_path, tiny_model, tiny_recipe, facts, monkeypatch):
     cv = records(tmp_path / "cv", tiny_recipe, [0.9, 0.8])
     size = tiny_model().stat().st_size
     monkeypatch.setattr(making, "MOST_BYTES", size - 1)
-    with pytest.raises(InputError, match=r"models in the box are of at most .* --half stores its weights in half the bytes"):
+    with pytest.raises(InputError, match=r"models in the box are of at most .* half=True stores its weights in half the bytes"):
         make_card("tiny", tiny_model(), [str(cv)], facts, tmp_path / "box")
     assert not (tmp_path / "box").exists()
     card = make_card("tiny", tiny_model(), [str(cv)], facts, tmp_path / "box", half=True)
@@ -121,7 +121,7 @@ def test_half_the_bytes_would_lose_the_variants(tmp_path, tiny_model, tiny_recip
     model, cv = read_model(tiny_model()), records(tmp_path / "cv", tiny_recipe, [0.9])
     stage = {"stage": 0, "window": [16, 16, 16], "weights_sha256": model.description["stages"][0]["sha256"]}
     with_variants(model.path, tmp_path / "int8.uxnet", [({"precision": "int8", **stage}, b"<net/>", b"x")])
-    with pytest.raises(InputError, match=r"int8\.uxnet: its int8 variants .* would be lost by --half"):
+    with pytest.raises(InputError, match=r"int8\.uxnet: its int8 variants .* would be lost by half=True"):
         make_card("tiny", tmp_path / "int8.uxnet", [str(cv)], facts, tmp_path / "box", half=True)
     make_card("tiny", tmp_path / "int8.uxnet", [str(cv)], facts, tmp_path / "box")
     assert len(variants(read_model(tmp_path / "box" / "tiny.uxnet"))) == 1

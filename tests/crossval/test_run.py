@@ -378,7 +378,7 @@ def test_a_cluster_computes_on_gpus_only_if_they_are_asked_for(copied, tiny_data
         heard = []
         outcomes = crossval(tiny_dataset, recipe, copied, cluster="auto", device=device, jobs=None, report=heard.append)
         assert {o.status for o in outcomes} == {"already"}
-        assert any(isinstance(e, Warn) and "--device cuda" in e.message for e in heard) == warned
+        assert any(isinstance(e, Warn) and "device=cuda" in e.message for e in heard) == warned
     with pytest.raises(UsageError, match="cuda:1: on a Ray cluster"):
         crossval(tiny_dataset, recipe, copied, cluster="auto", device="cuda:1", jobs=None)
 

@@ -133,7 +133,7 @@ def whose(root, names, **options):
 def test_who_is_who_is_asked_where_nobody_says_it(tmp_path, names, pattern):
     (told,) = whose(tmp_path, names)
     assert "each case counts as a person of its own" in told
-    found = re.search(r"--group-by '(.*)'", told)
+    found = re.search(r"group_by='(.*)'", told)
     assert (found and found[1]) == pattern
     if pattern:
         assert whose(tmp_path, names, group_by=pattern) == []

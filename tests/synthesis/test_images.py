@@ -226,7 +226,7 @@ def test_tables_that_cannot_be_are_refused(tmp_path, text, said):
 
 @pytest.mark.parametrize("words", [["hippocampus"], ["=17"], ["a=x"], ["a=17+"], ["a=17", "b=17"], ["a=17", "a=53"]])
 def test_words_that_cannot_be_read_are_refused(words):
-    with pytest.raises(InputError, match="--label"):
+    with pytest.raises(InputError, match="label"):
         merge_from_words(words)
 
 

@@ -518,7 +518,7 @@ def test_more_steps_where_those_taken_would_have_been_the_same(words, may, steps
         resume.begin_or_tidy(tmp_path, more, True, print)
         assert other_keys(resume.as_begun(tmp_path), there) == ""
     else:
-        with pytest.raises(CheckpointError, match=rf"go on to {steps} steps instead of 8: .*(falling to|training\.hours).* --init-from"):
+        with pytest.raises(CheckpointError, match=rf"go on to {steps} steps instead of 8: .*(falling to|training\.hours).*\(init_from\)"):
             resume.refuse_another_run(tmp_path, more, True)
 
 
@@ -545,7 +545,7 @@ def test_a_folder_is_in_one_hand_at_a_time(go, whole, tiny_recipe, tmp_path, mon
         return real(*arguments, **more)
 
     monkeypatch.setattr(run_module, "check_dataset", checking)
-    with pytest.raises(CheckpointError, match=r"there is a run already.*--resume"):
+    with pytest.raises(CheckpointError, match=r"there is a run already.*resume=True"):
         go(tmp_path / "run")  # another process began it while this one read the dataset
 
 
@@ -625,13 +625,13 @@ def test_resuming_what_is_not_there_starts_a_run(go, whole, tmp_path):
 
 def test_a_run_that_is_there_is_not_overwritten(go, whole):
     before = (whole / "model.uxnet").read_bytes()
-    with pytest.raises(CheckpointError, match=r"there is a run already.*--resume"):
+    with pytest.raises(CheckpointError, match=r"there is a run already.*resume=True"):
         go(whole)
     assert (whole / "model.uxnet").read_bytes() == before
 
 
 def test_another_recipe_fold_or_labels_is_refused(go, whole, tiny_recipe, tiny_dataset):
-    with pytest.raises(CheckpointError, match=r"another recipe \(stages\.0\.training\.batch is 2 there and 3 here; .*--init-from"):
+    with pytest.raises(CheckpointError, match=r"another recipe \(stages\.0\.training\.batch is 2 there and 3 here; .*\(init_from\)"):
         go(whole, resume=True, recipe=with_overrides(tiny_recipe, ["training.batch=3"]))
     with pytest.raises(CheckpointError, match=r"another run.*train into another folder$"):
         go(whole, resume=True, fold=1)

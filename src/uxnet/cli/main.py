@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -50,6 +51,9 @@ a first round:
 exit codes: 0 done; 1 something failed, or part of a batch did (the rest was done): a file, a model, the machine;
 2 arguments that are wrong by themselves; 75 a training was asked to make room and is saved, go on with --resume;
 130 interrupted (Ctrl-C); 143 terminated (SIGTERM)"""
+
+
+_ARGUMENTS = "device|group_by|half|init_from|keep_labels|max_drop|overwrite|resume|size|tensorboard|threads|tolerance_mm"
 
 
 class Terminated(KeyboardInterrupt):
@@ -107,13 +111,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(tyro.cli(module.run, prog=f"uxnet {verb}", args=arguments[1:], description=_without_args(description)))
     except Preempted as error:
-        print(f"uxnet {verb}: {printable(str(error))}", file=sys.stderr)
+        print(f"uxnet {verb}: {printable(in_flags(str(error)))}", file=sys.stderr)
         return 75
     except Terminated:
         print(f"uxnet {verb}: terminated", file=sys.stderr)
         return 143
     except (KeyboardInterrupt, Cancelled) as error:
-        print(f"uxnet {verb}: {printable(str(error)) or 'interrupted'}", file=sys.stderr)
+        print(f"uxnet {verb}: {printable(in_flags(str(error))) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read the output has closed it (| head): nothing to say, and nobody to say it to when Python flushes at its end.
@@ -124,8 +128,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"uxnet {verb}: {printable(said)}", file=sys.stderr)
         return 1
     except UxnetError as error:
-        print(f"uxnet {verb}: {printable(str(error))}", file=sys.stderr)
+        print(f"uxnet {verb}: {printable(in_flags(str(error)))}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+
+
+def in_flags(message: str) -> str:
+    """A library's message, which names arguments as Python writes them, as the command line does: resume=True is --resume."""
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match[1].replace("_", "-"), match[2] or ""
+        return f"--{name}" if value in ("", "True") else f"--{name} {value}"
+
+    named = re.sub(rf"(?<![\w.\-])({_ARGUMENTS})=('[^']*'|\w+)", flag, message)
+    return re.sub(r"(?<![\w.\-/])(group_by|init_from|max_drop|tolerance_mm)(?![\w.=/])()", flag, named)
 
 
 def _without_args(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from uxnet.cli.main import in_flags
 from uxnet.errors import printable
 from uxnet.events import Event, Note, Progress, Report, Warn
 
@@ -75,11 +75,6 @@ def reporting(console: Console, lines: bool = True) -> Iterator[Report]:
                 console.print(f"[yellow]warning:[/] {escape(in_flags(event.message))}", soft_wrap=True, highlight=False)
 
         yield report
-
-
-def in_flags(message: str) -> str:
-    """A library's message, which names arguments as Python writes them, as the command line does."""
-    return re.sub(r"\bthreads=(\d+)", r"--threads \1", message)
 
 
 def shown(values: Mapping[str, float | int | str]) -> str:

@@ -96,7 +96,7 @@ def refuse_losses(
         first = next(path for path in refused[0][0] if path.exists())
         raise InputError(
             f"{first}: exists already, and {refused[0][1]} ({plural(len(refused), 'such output')}); choose another folder, or give "
-            "--overwrite"
+            "overwrite=True"
         )
     # One folder, one meaning: labels.json speaks for every label map beside it.
     labels = out / "labels.json"
@@ -106,7 +106,7 @@ def refuse_losses(
     # Whose they are says the content of the models, not its file's name; earlier versions wrote only that.
     whose = "model" if told and "models" not in told else "models"
     if told is not None and not overwrite and (table_hash(told) != table_hash(meaning) or told.get(whose) != meaning[whose]):
-        raise InputError(f"{labels}: speaks of another model's label maps; choose another folder, or give --overwrite")
+        raise InputError(f"{labels}: speaks of another model's label maps; choose another folder, or give overwrite=True")
     strange = _of_another_table(call, out, None if told is None else table_hash(told), inputs, known)
     if strange:
         raise InputError(

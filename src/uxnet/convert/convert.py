@@ -110,7 +110,7 @@ def _refuse_taken(out: Path, checkpoint: Path, overwrite: bool) -> None:
     if out.exists() and checkpoint.exists() and out.samefile(checkpoint):
         raise InputError(f"{out}: the checkpoint itself; give the model another name")
     if out.exists() and not overwrite:
-        raise InputError(f"{out}: is there already; give another name, or --overwrite to replace it")
+        raise InputError(f"{out}: is there already; give another name, or overwrite=True to replace it")
 
 
 def _recognised(

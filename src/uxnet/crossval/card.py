@@ -50,7 +50,7 @@ def make_card(name: str, model: Path, records: Sequence[str], facts: Path, out: 
     described, said = read_model(model), _read_facts(facts)
     if half and variants(described):
         raise InputError(
-            f"{model}: its int8 variants were made of weights that are not rounded, and would be lost by --half; leave --half out, or name "
+            f"{model}: its int8 variants were made of weights that are not rounded, and would be lost by half=True; leave it out, or name "
             "the model without variants"
         )
     scores = _of_one_network(read_scores(records), described)
@@ -60,7 +60,7 @@ def make_card(name: str, model: Path, records: Sequence[str], facts: Path, out: 
         stored = Path(folder) / target.name
         _halved(described, stored) if half else shutil.copyfile(model, stored)
         if stored.stat().st_size > MOST_BYTES:
-            hint = "" if half else "; --half stores its weights in half the bytes"
+            hint = "" if half else "; half=True stores its weights in half the bytes"
             size = stored.stat().st_size / 1e6
             raise InputError(f"{model}: {size:.1f} MB, and models in the box are of at most {MOST_BYTES / 1e6:g} MB{hint}")
         card = _card(described, said, _evaluation(scores, described, told, worst), sha256(stored), half)
@@ -212,7 +212,7 @@ def _halved(model: Model, path: Path) -> None:
             halved = {key: array.astype(np.float16) if array.dtype == np.float32 else array for key, array in tensors.items()}
         broken = [key for key, array in halved.items() if not np.isfinite(array).all()]
         if broken:
-            raise ModelError(f"{model.path}: {broken[0]} holds numbers that 16 bits cannot; leave out --half")
+            raise ModelError(f"{model.path}: {broken[0]} holds numbers that 16 bits cannot; leave out half=True")
         stages.append(halved)
     provenance = {**model.provenance, "weights": "rounded to float16"}
     write_model(path, stages, recipe=model.recipe, labels=model.labels, channels=model.channels, provenance=provenance)

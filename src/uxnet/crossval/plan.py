@@ -107,7 +107,7 @@ def with_beginnings(entries: Sequence[Entry], models: Sequence[str], report: Rep
         if not equals or not path.strip():
             raise UsageError(f"{word!r}: write NAME=MODEL, such as finetuned=runs/synthetic/model.uxnet")
         if name.strip() not in {entry.name for entry in entries}:
-            there = ", ".join(entry.name for entry in entries) or "none; name them by --networks or --variant"
+            there = ", ".join(entry.name for entry in entries) or "none; name the networks or variants"
             raise UsageError(f"{word!r}: no network here is called {name.strip()!r}; there are: {there}")
         given[name.strip()] = model_to_begin_with(Path(path.strip()), report)
     return tuple(replace(entry, init=given.get(entry.name, entry.init)) for entry in entries)
@@ -329,8 +329,8 @@ def _refuse_choices(recipe: Recipe, file: Path) -> None:
     for n, stage in enumerate(recipe.stages):
         for key in stage.asks_validation:
             raise RecipeError(
-                f"stages[{n}].{key}: asks the validation cases, which are scored, since no fold of {file} has test cases; change it by "
-                f"--set, or take folds with test cases ({PROTOCOL})"
+                f"stages[{n}].{key}: asks the validation cases, which are scored, since no fold of {file} has test cases; change it in "
+                f"the recipe, or take folds with test cases ({PROTOCOL})"
             )
 
 
@@ -367,7 +367,7 @@ def records_there(folder: Path, units: Sequence[Unit]) -> dict[str, Path]:
         if scored.get("tolerance_mm") != tolerance:
             raise InputError(
                 f"{path}: its surface Dice has a tolerance of {scored.get('tolerance_mm')} mm, not {tolerance:g}; give the same "
-                "--tolerance-mm, or choose another folder"
+                "tolerance_mm, or choose another folder"
             )
         same = entries.get(str(record["name"]))
         if same and any(record.get(key) != rounded(same[key]) for key in ("network", "settings")):

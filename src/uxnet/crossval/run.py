@@ -121,7 +121,7 @@ def cross_validate(
     check_settings(tolerance_mm, "skip")
     if cluster is not None and device == "auto":
         # What its machines have is not known here, and a GPU that is not asked for is not reserved.
-        report(Warn("on a cluster, units compute on CPUs unless a GPU is asked for, which is then reserved for each: --device cuda"))
+        report(Warn("on a cluster, units compute on CPUs unless a GPU is asked for, which is then reserved for each: device=cuda"))
         device = "cpu"
     ray = None if cluster is None else Cluster.computing_on(device, cluster, threads)
     recipe, out = recipe if isinstance(recipe, Recipe) else recipe_of(recipe), Path(out).absolute()

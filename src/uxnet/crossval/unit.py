@@ -109,7 +109,7 @@ def do_unit(place: Place, unit: Unit, report: Report) -> Path:
         UxnetError: whatever went wrong, with the code as well: other units must go on.
         Cancelled: out of `report`.
     """
-    taken = UxnetError(f"{unit.run}: another process has this unit in hand; share the units out by --shard")
+    taken = UxnetError(f"{unit.run}: another process has this unit in hand; give each process a shard of its own")
     try:
         with alone(unit.run / "lock", taken):
             return _done(place, unit, report)

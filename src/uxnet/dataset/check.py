@@ -315,9 +315,9 @@ def _whose(manifest: Manifest) -> Note | Warn:
     told = f"{manifest.root}: each case counts as a person of its own"
     like = _looks_like_persons([case.name for case in manifest.cases])
     if like is None:
-        return Note(f"{told}; if some are of one person, say so by subjects.json or --group-by, or folds may share persons")
+        return Note(f"{told}; if some are of one person, say so by subjects.json or group_by, or folds may share persons")
     pattern, (a, b) = like
-    return Warn(f"{told}; if {a} and {b} are of one person, add --group-by '{pattern}', or folds may share persons")
+    return Warn(f"{told}; if {a} and {b} are of one person, add group_by='{pattern}', or folds may share persons")
 
 
 def _looks_like_persons(names: Sequence[str]) -> tuple[str, list[str]] | None:

@@ -41,7 +41,7 @@ class Cluster:
             UsageError: for a GPU with a number: the cluster chooses, and a worker sees the one that it was given as the first.
         """
         if device.startswith("cuda:"):
-            raise UsageError(f"--device {device}: on a Ray cluster, which GPU a worker has is the cluster's choice; write --device cuda")
+            raise UsageError(f"device={device}: on a Ray cluster, which GPU a worker has is the cluster's choice; write device=cuda")
         return cls(address, cpus, gpus=1 if device == "cuda" else 0)
 
 

@@ -191,7 +191,7 @@ def slice_figure(
     kept = {s.name: {case: path for case in s.cases if (path := label_map(trial, s, case))} for s in trial.scores}
     shown = [s for s in _by_title(trial) if kept[s.name]]
     if not shown:
-        raise InputError(f"{trial.dataset}: no label map of a test case is there; uxnet crossval --keep-labels keeps them")
+        raise InputError(f"{trial.dataset}: no label map of a test case is there; a cross-validation keeps them with keep_labels=True")
     chosen = list(cases) or chosen_cases(shown, {name: list(paths) for name, paths in kept.items()}, rows)
     if not chosen:
         raise InputError("the networks have no test case in common whose label maps are all there; name the cases to show")

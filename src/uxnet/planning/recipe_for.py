@@ -146,7 +146,7 @@ def plan_recipe(
         least, stage = search.least()
         raise MemoryLimitError(
             f"{in_gb(machine.memory)} of memory do not suffice: even patches of {times(stage.sampling.patch)}, one at a time, take "
-            f"{in_gb(least)} with {network} ({one}); allow that much" + ("" if one == "narrow" else ", or take --size narrow")
+            f"{in_gb(least)} with {network} ({one}); allow that much" + ("" if one == "narrow" else ", or take size=narrow")
         )
     return _finished(search, found, inspection, steps, hours, timed)
 
@@ -335,7 +335,7 @@ def _patch_choice(search: _Search, found: Found) -> Choice:
     if not whole and search.machine.on_cpu and found.gmac > 0.7 * _GMAC_A_CORE_STEP * search.machine.cores:
         limit = f"{found.gmac:.1f} GMac a step are what {plural(search.machine.cores, 'core')} can train on in a few seconds"
     if math.prod(found.patch) < 0.25 * math.prod(search.median):
-        limit += "; a coarser --spacing would show it more of the patient"
+        limit += "; a coarser spacing would show it more of the patient"
     reason = (
         f"The median case has {times([round(n) for n in search.median])} voxels when prepared; this is {size}, in whole strides of "
         f"{times([int(n) for n in np.prod(found.grid.strides, axis=0)])}; {limit}."

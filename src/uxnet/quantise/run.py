@@ -137,7 +137,7 @@ def quantise(
     falls = ", ".join(f"{rung} {fall:.4f}" for rung, fall in tried.items())
     raise ModelError(
         f"{path}: in int8 the Dice of a class or of all falls by more than {max_drop:g}, whichever layers are quantised ({falls}); nothing "
-        "was written. Use float32 or bfloat16, calibrate with more windows (--windows), or allow more (--max-drop)"
+        "was written. Use float32 or bfloat16, calibrate with more windows, or allow more (max_drop)"
     )
 
 

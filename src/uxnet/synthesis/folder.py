@@ -232,7 +232,7 @@ def _scheme(merge: Merge, maps: Sequence[LabelMap], values: Sequence[int], mirro
     if mirror and wrong:
         raise InputError(
             f"mirrored images would have {', '.join(wrong)} on the wrong side: which values are their counterparts is not known "
-            "(they are where the values are FreeSurfer's, or a label of each side comes of one value); leave out --mirror yes"
+            "(they are where the values are FreeSurfer's, or a label of each side comes of one value); leave mirroring out"
         )
     becomes = {value: output for value, output in merge.table if output}
     brain = set(becomes) | (brain_values(values) if numbered else set())

@@ -57,7 +57,7 @@ def choose_merge(folder: Path, given: str | None, words: Sequence[str], values: 
         InputError: if both a table and words are given, there is no such table, or it contradicts itself.
     """
     if given and words:
-        raise UsageError("labels are said by a table (--merge) or one by one (--label), not by both")
+        raise UsageError("labels are given by a table or one by one, not by both")
     if words:
         return merge_from_words(words)
     description = folder / "dataset.json"
@@ -70,7 +70,7 @@ def choose_merge(folder: Path, given: str | None, words: Sequence[str], values: 
         return merge_from_file(Path(given))
     tables = [key for key, value in data.items() if isinstance(value, dict) and key not in ("labels", "modality")]
     there = f"; tables in {description}: {', '.join(tables)}" if tables else ""
-    raise InputError(f"--merge {given}: there is no such file, and no such table in the folder's dataset.json{there}")
+    raise InputError(f"{given}: there is no such file, and no such table in the folder's dataset.json{there}")
 
 
 def merge_from_file(path: Path) -> Merge:
@@ -118,13 +118,13 @@ def merge_from_words(words: Sequence[str]) -> Merge:
     for number, word in enumerate(words, start=1):
         name, _, rest = word.rpartition("=")
         if not name.strip() or not re.fullmatch(r"\s*-?\d+\s*(\+\s*-?\d+\s*)*", rest):
-            raise UsageError(f'--label "{word}": write NAME=VALUE or NAME=VALUE+VALUE, such as "left hippocampus=17"')
+            raise UsageError(f'label "{word}": write NAME=VALUE or NAME=VALUE+VALUE, such as "left hippocampus=17"')
         for value in map(int, rest.split("+")):
             if value in table:
-                raise InputError(f'--label "{word}": the value {value} belongs to {names[table[value]]!r} already')
+                raise InputError(f'label "{word}": the value {value} belongs to {names[table[value]]!r} already')
             table[value] = number
         names[number] = name.strip()
-    return _merge("--label", table, names)
+    return _merge("labels", table, names)
 
 
 def _own_labels(path: Path, data: Mapping[str, Any], values: Sequence[int]) -> Merge:

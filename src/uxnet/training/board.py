@@ -89,7 +89,7 @@ def require_tensorboard() -> None:
         TrainingError: if TensorBoard is not installed.
     """
     if find_spec("tensorboard") is None:
-        raise TrainingError("TensorBoard is not installed; pip install uxnet[track], or train without --tensorboard")
+        raise TrainingError("TensorBoard is not installed; pip install uxnet[track], or train without tensorboard=True")
 
 
 def open_board(folder: Path, resume_step: int, report: Report = silent, *, wanted: bool = True) -> Board:

@@ -70,7 +70,7 @@ class TrainingEngine:
         if self.world == 1 and strategy == "fsdp":
             raise DeviceError("fsdp shares a network out over several processes, this is the only one; start them with torchrun or srun")
         if self.world > 1 and (chosen.type == "mps" or chosen.index is not None):
-            raise DeviceError(f"{self.world} processes cannot share {chosen}; use --device cuda, which gives each a GPU of its own, or cpu")
+            raise DeviceError(f"{self.world} processes cannot share {chosen}; use device=cuda, which gives each a GPU of its own, or cpu")
         devices: Any = launched.processes if self.world > 1 or chosen.type == "cpu" else [chosen.index or 0]
         with _quiet():
             self.fabric = Fabric(

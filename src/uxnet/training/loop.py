@@ -172,7 +172,7 @@ def fit(
             report(Progress("training", done.step, settings.steps, _shown(done, values, clock, settings.steps)))
             if halt:
                 checkpoint()
-                raise Preempted(f"stopped after step {done.step} of {settings.steps}; everything is saved, go on with --resume")
+                raise Preempted(f"stopped after step {done.step} of {settings.steps}; everything is saved, go on with resume=True")
             if done.step % settings.checkpoint_every == 0 and not _validation_due(done, settings):
                 checkpoint()
     weights = state.average or ready.trained.state_dict()

@@ -28,19 +28,19 @@ def refuse_another_run(out: Path, recipe: Recipe, resume: bool) -> None:
     if not file.exists():
         return
     if not resume:
-        raise CheckpointError(f"{out}: there is a run already; go on with it by --resume, or choose another folder")
+        raise CheckpointError(f"{out}: there is a run already; go on with it by resume=True, or choose another folder")
     there = load_recipe(file)
     if other_keys(_with_steps(there, _steps(recipe)), recipe):
         differ = other_keys(there, recipe)
         raise CheckpointError(
             f"{out}: the run there has another recipe ({differ}; {file}); resume it with that one, or begin another run, with this one's "
-            "weights by --init-from"
+            "weights (init_from)"
         )
     for number, (before, now) in enumerate(zip(_steps(there), _steps(recipe), strict=True)):
         if before != now and (why := _why_no_other_steps(out, there, number, now)):
             raise CheckpointError(
                 f"{out}: the run there cannot go on to {now} steps instead of {before}: {why}; resume it with training.steps={before}, or "
-                "begin another run in another folder, with its weights by --init-from"
+                "begin another run in another folder, with its weights (init_from)"
             )
 
 

@@ -365,7 +365,9 @@ def _every_case(recipe: Recipe, manifest: Manifest, report: Report) -> Fold:
     for n, stage in enumerate(recipe.stages):
         for key in stage.asks_validation:
             if key != "training.keep":  # without validations the last weights are kept
-                raise RecipeError(f"stages[{n}].{key}: asks the validation cases, and with fold all there are none; change it by --set")
+                raise RecipeError(
+                    f"stages[{n}].{key}: asks the validation cases, and with fold all there are none; change it in the recipe"
+                )
     report(Note("all cases train and none validates: the last weights are kept, and nothing here says how good they are"))
     return Fold(tuple(sorted(case.name for case in manifest.cases)), (), ())
 
