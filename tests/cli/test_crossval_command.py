@@ -51,7 +51,7 @@ def test_what_is_wrong_is_said_before_anything_begins(tiny_dataset, tmp_path, ca
         (["--folds", "x"], 2, "--folds 'x'"),
         (["--folds", "5"], 2, "folds 0 to 4"),
         (["--variant", "a=vnet"], 2, "there is no network 'vnet'"),
-        (["--tolerance-mm", "-1"], 2, "tolerance_mm is -1"),
+        (["--tolerance-mm", "-1"], 2, "--tolerance-mm is -1"),
         (["--networks", "unet,unet"], 2, "two networks are called unet"),
         (["--networks", "vnet"], 2, "there is no network 'vnet'"),
         (["--variant", "a=unet:widths"], 2, "is no variant"),
