@@ -313,12 +313,6 @@ class PredictedLine(Struct):
     figures: Figures
 
 
-class PredictedScan(Struct):
-    """A scan of predict.json."""
-
-    name: str
-
-
 class SeenCases(Struct):
     """Of a dataset, the cases whose labels had a part in a model's weights, and their label maps by hash."""
 
